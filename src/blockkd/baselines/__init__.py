@@ -1,0 +1,1 @@
+"""What Block-KD is compared to, each a Distiller over the same interface."""

@@ -1,0 +1,72 @@
+"""Methods that see labels and logits only."""
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from blockkd.distiller import Distiller, Losses, check_logits
+from blockkd.objectives import KL, LogitDistance, cross_entropy
+
+
+class CrossEntropy(Distiller):
+    """The student by itself, trained on labels: what every distillation has to beat.
+
+    Args:
+        teacher: accepted so that all methods are called alike, and left alone; may be None.
+        student: maps a batch to logits ``(B, K)``.
+        label_smoothing: the share of the target spread evenly over all classes, 0 ≤ ε < 1
+            (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
+    """
+
+    def __init__(self, teacher: nn.Module | None, student: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__(None, student)
+        del teacher
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 ≤ ε < 1")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch → the loss ``task/student``."""
+        logits = self.student(inputs, **context)
+        check_logits(logits, targets)
+        return Losses.of({"task/student": cross_entropy(logits, targets, self.label_smoothing)}, logits)
+
+
+class KD(Distiller):
+    """Plain knowledge distillation, ``L = α · CE(Y^S, y) + β · d_L(Y^S, Y^T)``.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
+    The defaults are the field's for CIFAR-100 (RepDistiller): ``0.1 CE + 0.9 KD`` at temperature 4.
+
+    Args:
+        teacher: trained; maps a batch to logits ``(B, K)``; frozen from here on.
+        student: maps a batch to logits ``(B, K)``.
+        alpha: weight α of the labels.
+        beta: weight β of the teacher's logits.
+        distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        alpha: float = 0.1,
+        beta: float = 0.9,
+        distance: LogitDistance | None = None,
+    ) -> None:
+        super().__init__(teacher, student)
+        self.alpha, self.beta = alpha, beta
+        self.distance = distance if distance is not None else KL()
+
+    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch → the losses ``task/student`` and ``distill/student``."""
+        logits = self.student(inputs, **context)
+        target = self.teacher_logits(inputs, **context)
+        check_logits(logits, targets, target)
+        terms = {}
+        if self.alpha:
+            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
+        if self.beta:
+            terms["distill/student"] = self.beta * self.distance(logits, target, targets)
+        return Losses.of(terms, logits)

@@ -1,0 +1,141 @@
+"""Connectors ``C_i``: the student's feature → the space of the teacher's (method, notation).
+
+Chosen from the two features. Channels are mapped by a 1×1 convolution with batch norm for maps, by a linear layer with
+layer norm for tokens and vectors; a grid larger than the teacher's is pooled before, a smaller one is upsampled after,
+so that the mapping always runs on the smaller grid. Between maps and tokens the tokens are laid out on their grid.
+"""
+
+from math import isqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockkd.features import Feature
+
+
+def connector(student: Feature, teacher: Feature) -> nn.Module:
+    """The connector for one pair of features.
+
+    Args:
+        student: the student's feature after block i.
+        teacher: the teacher's feature after block i.
+
+    Returns:
+        A module ``(B, *student.shape) → (B, *teacher.shape)``.
+
+    Raises:
+        ValueError: a vector meets a map or tokens: a place cannot be made up from none.
+    """
+    if bool(student.grid) != bool(teacher.grid):
+        raise ValueError(
+            f"no connector leads from a student feature {student} to a teacher feature {teacher}: one has places and "
+            "the other has none; cut both networks before pooling, or give a connector of your own"
+        )
+    if teacher.layout in ("CHW", "HWC"):
+        return MapConnector(student, teacher)
+    return TokenConnector(student, teacher)
+
+
+class MapConnector(nn.Module):
+    """To maps: resize if larger, 1×1 convolution, batch norm, resize if smaller.
+
+    Args:
+        student: a feature with a grid; prefix tokens (a class token) of a token sequence are left out.
+        teacher: a map.
+    """
+
+    def __init__(self, student: Feature, teacher: Feature) -> None:
+        super().__init__()
+        self.source, self.target = student, teacher
+        self.project = nn.Conv2d(student.channels, teacher.channels, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(teacher.channels)
+
+    def fit(self, student: Feature, teacher: Feature) -> None:
+        """Connect features of another resolution from now on."""
+        self.source, self.target = student, teacher
+
+    def forward(self, feature: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """``(B, *student.shape) → (B, *teacher.shape)``."""
+        grid = _map_grid(self.target)
+        maps = _to_maps(feature, self.source)
+        maps = self.norm(self.project(_shrink(maps, grid)))
+        maps = _grow(maps, grid)
+        return maps if self.target.layout == "CHW" else maps.permute(0, 2, 3, 1)
+
+
+class TokenConnector(nn.Module):
+    """To tokens and vectors: resize the grid of tokens if larger, linear, layer norm, resize if smaller.
+
+    Where the teacher has prefix tokens (a class token, registers) and the student as many, they are mapped
+    like the others; where the student has another number, each starts from the mean over the student's places,
+    told apart by a learned offset.
+
+    Args:
+        student: tokens or a map when the teacher has tokens, a vector when it has a vector.
+        teacher: tokens or a vector.
+    """
+
+    def __init__(self, student: Feature, teacher: Feature) -> None:
+        super().__init__()
+        self.source, self.target = student, teacher
+        self.project = nn.Linear(student.channels, teacher.channels)
+        self.norm = nn.LayerNorm(teacher.channels)
+        prefix = _prefix(teacher) if teacher.grid and student.area != teacher.area else 0
+        self.offset = nn.Parameter(torch.zeros(prefix, teacher.channels)) if prefix else None
+
+    def fit(self, student: Feature, teacher: Feature) -> None:
+        """Connect features of another resolution from now on."""
+        self.source, self.target = student, teacher
+
+    def forward(self, feature: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """``(B, *student.shape) → (B, *teacher.shape)``."""
+        if self.source.layout in ("D", "LD") and self.source.grid == self.target.grid:
+            return self.norm(self.project(feature))
+        grid = _map_grid(self.target)
+        maps = _shrink(_to_maps(feature, self.source), grid)
+        tokens = self.norm(self.project(maps.flatten(2).transpose(1, 2)))
+        places = _grow(tokens.transpose(1, 2).unflatten(2, maps.shape[2:]), grid)
+        tokens = places.flatten(2).transpose(1, 2)
+        if self.offset is None:
+            return tokens
+        prefix = tokens.mean(dim=1, keepdim=True) + self.offset
+        return torch.cat([prefix, tokens], dim=1)
+
+
+def _map_grid(feature: Feature) -> tuple[int, int]:
+    """``(H, W)`` of a map, or of the square on which a sequence's places lie."""
+    if feature.layout != "LD":
+        height, width = feature.grid
+        return height, width
+    side = isqrt(feature.area)
+    return side, side
+
+
+def _prefix(feature: Feature) -> int:
+    """How many tokens stand before those of the grid: none for maps."""
+    if feature.layout != "LD":
+        return 0
+    return feature.area - isqrt(feature.area) ** 2
+
+
+def _to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, "B C H W"]:
+    if source.layout == "CHW":
+        return feature
+    if source.layout == "HWC":
+        return feature.permute(0, 3, 1, 2)
+    places = feature[:, _prefix(source) :]
+    return places.transpose(1, 2).unflatten(2, _map_grid(source))
+
+
+def _shrink(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    height, width = maps.shape[2:]
+    smaller = (min(height, grid[0]), min(width, grid[1]))
+    return maps if smaller == (height, width) else F.adaptive_avg_pool2d(maps, smaller)
+
+
+def _grow(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    if tuple(maps.shape[2:]) == grid:
+        return maps
+    return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)

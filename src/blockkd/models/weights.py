@@ -1,0 +1,159 @@
+"""Checkpoints from anywhere: read without running code, and loaded only where they fit."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from blockkd.models.zoo import NETWORKS
+
+WRAPPERS = ("model", "state_dict")
+PARALLEL_PREFIX = "module."
+BATCH_COUNTER = "num_batches_tracked"
+
+Fingerprint = frozenset[tuple[str, tuple[int, ...]]]
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, by name, onto the CPU. No code in the file runs.
+
+    A ``.safetensors`` file is read as such, every other by ``torch.load(weights_only=True)``. The state dict
+    may lie under ``"model"`` or ``"state_dict"``, beside an optimiser's state, counters and the command
+    line's options (an ``argparse.Namespace``, as RepDistiller saves it); the prefix ``"module."`` of
+    ``DataParallel`` is taken off.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file is damaged, holds objects other than plain data, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file at {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    state = _unwrap(content)
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(
+            f"{path} holds no state dict: expected tensors by name, at the top or under "
+            f"{' or '.join(map(repr, WRAPPERS))}; got {_describe(content)}"
+        )
+    if all(name.startswith(PARALLEL_PREFIX) for name in state):
+        return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load the checkpoint at ``path`` into ``network``, every parameter and buffer of it.
+
+    Batch norm's counters of batches may be absent, as in files of before 2018: they say nothing about the
+    weights.
+
+    Raises:
+        FileNotFoundError: there is no file at ``path``.
+        ValueError: the file cannot be read as plain weights, or its names or shapes are not the network's;
+            the message says what is missing, unexpected and of another shape, and which known network fits
+            best.
+    """
+    state = read_state_dict(path)
+    own = network.state_dict()
+    missing = [name for name in own if name not in state and not name.endswith(BATCH_COUNTER)]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} (file {_size(state[name])}, network {_size(own[name])})"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{path} does not fit {type(network).__name__}: "
+            f"{_some(missing)} missing from the file; {_some(unexpected)} unexpected; "
+            f"{_some(reshaped)} of another shape. {_advice(state)}"
+        )
+    network.load_state_dict(own | state)
+
+
+def nearest_network(state: Mapping[str, Tensor]) -> tuple[str, int, int]:
+    """The network of ``NETWORKS`` whose names and shapes are most like those of ``state``.
+
+    Returns:
+        Its name, how many of its tensors ``state`` has with the same shape, and how many it has in all.
+        Likeness is the size of the intersection over that of the union, so a deeper network of the same
+        family does not win.
+    """
+    found = _fingerprint(state)
+    known = _known_fingerprints()
+    best = max(known, key=lambda name: len(found & known[name]) / len(found | known[name]))
+    return best, len(found & known[best]), len(known[best])
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return tensors
+
+
+def _read_pickle(path: Path) -> Any:
+    # A Namespace only holds values, each of which is checked in its turn.
+    with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can fail anywhere in the unpickler, in any way
+            foreign = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
+            reason = f"it calls {foreign[1]}" if foreign else "it is damaged or holds more than tensors"
+            raise ValueError(
+                f"{path} does not load as plain weights ({reason}), and nothing else is loaded because it "
+                "could run code: save the bare state_dict() of the network, best as .safetensors"
+            ) from error
+
+
+def _unwrap(content: Any) -> Any:
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    return None
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a mapping with {_some([str(key) for key in content])}"
+    return f"an object of type {type(content).__name__}"
+
+
+def _advice(state: Mapping[str, Tensor]) -> str:
+    name, agreeing, total = nearest_network(state)
+    if 2 * agreeing < total:
+        return "No known network is like it."
+    return f"The known network nearest to the file is {name}: {agreeing} of its {total} tensors agree."
+
+
+def _fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
+    return frozenset(
+        (name, tuple(tensor.shape)) for name, tensor in state.items() if not name.endswith(BATCH_COUNTER)
+    )
+
+
+@cache
+def _known_fingerprints() -> Mapping[str, Fingerprint]:
+    with torch.device("meta"):
+        return {name: _fingerprint(build().state_dict()) for name, build in NETWORKS.items()}
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    """The number of names, and the first few: ``5 (a, b, c, ...)``."""
+    if not names:
+        return "0"
+    return f"{len(names)} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"

@@ -1,0 +1,386 @@
+"""Any network → n runnable blocks and a classifier (the paper's ``T = T_c ∘ T_n ∘ … ∘ T_1``)."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from blockkd.cuts import CutError, CutPoint, align, choose, cut_points, depths, stage_ends
+from blockkd.features import Feature, feature_of
+from blockkd.segments import Segment, split
+from blockkd.tracing import Key, Trace, TraceError, trace, undisturbed
+
+
+class PartitionError(ValueError):
+    """A network cannot be cut as asked; the message says what is in the way and which call would work."""
+
+
+class Block(nn.Module):
+    """One stretch of a network's forward, run on the network itself.
+
+    Nothing is copied: the code looks every submodule, parameter and buffer up in the network at the moment it
+    runs, so that moving, loading or replacing parts of the network is seen here. Those used are registered as
+    well, under their names in the network, for ``parameters()``, ``state_dict()`` and ``train()``.
+    """
+
+    def __init__(self, network: nn.Module, training: Segment, evaluation: Segment) -> None:
+        super().__init__()
+        self._network = (network,)  # in a tuple, which nn.Module does not register
+        self._run = {True: training.function(), False: evaluation.function()}
+        self._targets = sorted(training.targets() | evaluation.targets())
+        self.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        network = self._network[0]
+        return self._run[network.training](network, x)
+
+    def refresh(self) -> None:
+        """Register what the network holds now."""
+        for target in self._targets:
+            *path, name = target.split(".")
+            owner, view = self._network[0], self
+            for part in path:
+                owner = owner.get_submodule(part)
+                if part not in view._modules:
+                    view.add_module(part, nn.Module())
+                view = view.get_submodule(part)  # type: ignore[assignment]
+            for kind in ("_modules", "_parameters", "_buffers"):
+                if name in getattr(owner, kind):
+                    getattr(view, kind)[name] = getattr(owner, kind)[name]
+
+
+class Blocks(nn.Module):
+    """A network as n blocks and a classifier: ``classifier(blocks[n-1](… blocks[0](x)))``.
+
+    ``partition`` makes one. Make it by hand for a network that cannot be traced: any modules will do that, run one
+    after the other, are the network. Per-batch context (an attention mask, say) travels beside the hidden state:
+    keyword arguments given to the network are handed to every block and to the classifier.
+
+    Args:
+        blocks: n modules ``(B, ...) → (B, ...)``.
+        classifier: everything after the last block, ``(B, ...) → (B, K)``.
+        features: what each block gives; ``BlockKD`` measures it when left out, and compares the blocks with the
+            network. Give them for blocks that need context: ``blocks.features = blocks.measure(x, mask=mask)``.
+        names: after which submodule or operation each block ends.
+        network: the network behind the blocks, where there is one.
+        training_error: why the blocks cannot be run in training mode, where they cannot.
+        fixed: the blocks hold for the resolution of the example only.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        classifier: nn.Module,
+        *,
+        features: Sequence[Feature] = (),
+        names: Sequence[str] = (),
+        network: nn.Module | None = None,
+        training_error: str | None = None,
+        fixed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not blocks:
+            raise PartitionError("Blocks needs at least one block beside the classifier, got none")
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = classifier
+        self.features = tuple(features)
+        self.names = tuple(names) or tuple(f"blocks.{i}" for i in range(len(blocks)))
+        self._network = (network,)
+        self.training_error = training_error
+        self.fixed = fixed
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network behind the blocks; the blocks themselves where they were made by hand."""
+        return self if self._network[0] is None else self._network[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of the feature after each block, without the batch dimension."""
+        return tuple(feature.shape for feature in self.features)
+
+    def run(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[list[Tensor], Float[Tensor, "B K"]]:
+        """Features after every block, and logits ``(B, K)``."""
+        if self.training_error is not None and self.network.training:
+            raise PartitionError(self.training_error)
+        features = []
+        for block in self.blocks:
+            x = block(x, **context)
+            features.append(x)
+        return features, self.classifier(x, **context)
+
+    def forward(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
+        """The network's logits ``(B, K)``."""
+        return self.run(x, **context)[1]
+
+    @torch.no_grad()
+    def measure(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[Feature, ...]:
+        """Look at the features of ``x`` in evaluation mode, leaving the network as it was."""
+        with undisturbed(self.network, training=False):
+            values, _ = self.run(x, **context)
+        found = []
+        for name, value in zip(self.names, values, strict=True):
+            feature = feature_of(value.shape, x.shape)
+            if feature is None:
+                raise PartitionError(
+                    f"block {name!r} gives a tensor of shape {tuple(value.shape)}: expected (B, C, H, W), (B, L, D) "
+                    "or (B, D)"
+                )
+            found.append(feature)
+        return tuple(found)
+
+    def train(self, mode: bool = True) -> "Blocks":
+        """Switch the blocks and the network behind them."""
+        super().train(mode)
+        if self._network[0] is not None:
+            self._network[0].train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Blocks":
+        if self._network[0] is None:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return self
+        self._network[0]._apply(fn, recurse)
+        for block in (*self.blocks, self.classifier):
+            if isinstance(block, Block):
+                block.refresh()
+        return self
+
+
+class Survey:
+    """A network's cut points, found once, from which it can be cut in several ways.
+
+    Args:
+        network: maps one tensor to logits ``(B, K)``.
+        example: input ``(B, ...)`` of the size it will see, on the network's device.
+
+    Raises:
+        PartitionError: the network cannot be followed.
+    """
+
+    def __init__(self, network: nn.Module, example: Tensor) -> None:
+        self.network, self.label = network, type(network).__name__
+        self.examples = (_batch_of(example, 2), _batch_of(example, 3))
+        try:
+            one, two = self._traces(training=False)
+        except TraceError as error:
+            raise PartitionError(self._untraceable(error)) from error
+        if trouble := _output_trouble(one):
+            raise PartitionError(f"{self.label} {trouble}")
+        self.opaque = one.opaque
+        self.points = cut_points(network, one, two)
+        self.ends = stage_ends(self.points, depths(network, one)[one.graph.output_node()])
+
+    def choose(self, n_blocks: int | None = None) -> list[CutPoint]:
+        """Cut points for so many blocks, by default one per stage.
+
+        Raises:
+            PartitionError: there are not so many.
+        """
+        if n_blocks is not None and n_blocks < 1:
+            raise PartitionError(f"n_blocks is {n_blocks}, expected at least 1")
+        try:
+            return choose(self.points, self.ends, n_blocks)
+        except CutError as error:
+            raise PartitionError(f"{self.label}: {error}. {self.advice()}") from error
+
+    def named(self, names: Sequence[str]) -> list[CutPoint]:
+        """The cut points at the outputs of these submodules.
+
+        Raises:
+            PartitionError: a name is unknown, out of order, or no cut point.
+        """
+        by_name = {name: point for point in self.points for name in (*point.aliases, point.name)}
+        for name in names:
+            if name not in by_name:
+                raise PartitionError(self._not_a_cut(name))
+        found = [by_name[name] for name in names]
+        order = sorted({self.points.index(point) for point in found})
+        if found != [self.points[i] for i in order]:
+            raise PartitionError(
+                f"{self.label}: the cuts {list(names)} must be different and in the order in which the network "
+                f"reaches them: {[self.points[i].name for i in order]}"
+            )
+        return found
+
+    def cut(self, points: Sequence[CutPoint], *, frozen: bool = False) -> Blocks:
+        """Cut after these points. ``frozen``: for evaluation mode only, as a teacher is used.
+
+        Raises:
+            PartitionError: the blocks do not give what the network gives.
+        """
+        keys = [point.key for point in points]
+        try:
+            evaluation = self._segments(keys, training=False)
+        except (TraceError, CutError) as error:
+            raise PartitionError(f"{self.label} cannot be cut there: {error}. {self.advice()}") from error
+        training, trouble = evaluation, None
+        if not frozen:
+            try:
+                training = self._segments(keys, training=True)
+            except (TraceError, CutError) as error:
+                trouble = f"{self.label} cannot be cut there in training mode: {error}. {self.advice()}"
+        pieces = [Block(self.network, *pair) for pair in zip(training, evaluation, strict=True)]
+        blocks = Blocks(
+            pieces[:-1],
+            pieces[-1],
+            features=[point.feature for point in points],
+            names=[point.name for point in points],
+            network=self.network,
+            training_error="it was cut for evaluation mode only" if frozen else trouble,
+            fixed=any(segment.fixed for segment in (*training, *evaluation)),
+        )
+        self._check_equal(blocks, training=False)
+        if blocks.training_error is None:
+            self._check_equal(blocks, training=True)
+        return blocks
+
+    def advice(self) -> str:
+        """The cut points that exist, and a call that would work."""
+        if not self.ends:
+            return "Nowhere inside does one tensor carry everything: give blockkd.Blocks(...) made by hand"
+        shown = [point for point in self.points if point.aliases] or self.points
+        listed = ", ".join(f"{point.name} ({point.feature})" for point in shown[:40])
+        more = f" and {len(shown) - 40} more" if len(shown) > 40 else ""
+        works = [point.name for point in choose(self.points, self.ends, None)]
+        return (
+            f"It can be cut after: {listed}{more}. This call works: blockkd.partition(network, example, after={works})"
+        )
+
+    def _traces(self, training: bool, opened: set[str] | None = None) -> tuple[Trace, Trace]:
+        found = []
+        for example in self.examples:
+            with undisturbed(self.network, training):
+                found.append(trace(self.network, example, opened))
+        if len(found[0].graph.nodes) != len(found[1].graph.nodes):
+            raise TraceError("forward takes another way when the batch has another size")
+        return found[0], found[1]
+
+    def _segments(self, keys: Sequence[Key], training: bool) -> list[Segment]:
+        # Modules that no cut goes through stay single calls, so that all they do in Python stays alive. Some hide
+        # what they need (an argument that they never use): then everything is opened.
+        around = {name for key in keys for name, _ in (key[1][:-1] if key[0] == "output" else key[1])}
+        try:
+            return self._split(keys, training, around)
+        except CutError:
+            return self._split(keys, training, None)
+
+    def _split(self, keys: Sequence[Key], training: bool, opened: set[str] | None) -> list[Segment]:
+        one, two = self._traces(training, opened)
+        if trouble := _output_trouble(one):
+            raise CutError(f"it {trouble}")
+        fixed = one.fixed or two.fixed
+        return [Segment(segment.graph, segment.fixed or fixed) for segment in split(one, two, keys)]
+
+    def _check_equal(self, blocks: Blocks, training: bool) -> None:
+        x = self.examples[0]
+        if x.is_floating_point():
+            x = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+        results = []
+        for forward in (self.network, blocks):
+            with torch.no_grad(), undisturbed(self.network, training):
+                logits = forward(x)
+                results.append([logits, *(buffer.clone() for buffer in self.network.buffers())])
+        same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
+        if not same:
+            mode = "training" if training else "evaluation"
+            raise PartitionError(
+                f"{self.label}: the blocks do not give what the network gives in {mode} mode: its forward does "
+                "something that a recorded graph does not repeat. Write its blocks down instead, as "
+                "blockkd.Blocks([block_1, ..., block_n], classifier)"
+            )
+
+    def _untraceable(self, error: TraceError) -> str:
+        children = [name for name, _ in self.network.named_children()]
+        return (
+            f"{self.label} cannot be cut by itself: {error}. Write its blocks down instead, as "
+            f"blockkd.Blocks([block_1, ..., block_n], classifier), from its parts {children}"
+        )
+
+    def _not_a_cut(self, name: str) -> str:
+        modules = [other for other, _ in self.network.named_modules() if other]
+        if name in modules:
+            return (
+                f"{self.label} cannot be cut after {name!r}: other tensors are still needed there, or its output is "
+                f"changed in place later. {self.advice()}"
+            )
+        near = get_close_matches(name, modules, n=3)
+        hint = f", did you mean {' or '.join(map(repr, near))}?" if near else "."
+        return f"{self.label} has no submodule {name!r}{hint} {self.advice()}"
+
+
+def partition(
+    network: nn.Module,
+    example: Tensor,
+    n_blocks: int | None = None,
+    *,
+    after: Sequence[str] | None = None,
+    frozen: bool = False,
+) -> Blocks:
+    """Cut a network into n runnable blocks and a classifier that share its parameters.
+
+    Args:
+        network: maps one tensor to logits ``(B, K)``.
+        example: input ``(B, ...)`` of the size that the network will see, on its device; a few examples do.
+        n_blocks: how many blocks; by default one per stage of constant resolution, or four of equal depth where the
+            resolution never changes.
+        after: submodules after whose outputs to cut, instead of finding them.
+        frozen: the network stays in evaluation mode, as a teacher does; its training mode is not looked at.
+
+    Returns:
+        The blocks. Recomposed they equal the network bit for bit, in evaluation and in training mode.
+
+    Raises:
+        PartitionError: the network cannot be cut so; the message names the place, the cut points that exist, and
+            a call that works.
+    """
+    if after is not None and n_blocks not in (None, len(after)):
+        raise PartitionError(f"n_blocks is {n_blocks} and after names {len(after)} cuts: give one of them")
+    if after is not None and not after:
+        raise PartitionError("after names no cut: give the names of submodules, or leave it out")
+    survey = Survey(network, example)
+    points = survey.choose(n_blocks) if after is None else survey.named(after)
+    return survey.cut(points, frozen=frozen)
+
+
+def partition_pair(
+    teacher: Survey, student: Survey, n_blocks: int | None = None
+) -> tuple[list[CutPoint], list[CutPoint]]:
+    """Cut points for teacher and student with the same number of blocks, at stages that match.
+
+    Args:
+        teacher, student: the networks' cut points.
+        n_blocks: how many blocks; by default as many as the network with fewer stages has.
+
+    Raises:
+        PartitionError: one of the networks has not so many cut points.
+    """
+    n = min(len(teacher.choose()), len(student.choose())) if n_blocks is None else n_blocks
+    if n >= 1 and min(len(teacher.ends), len(student.ends)) >= n:
+        return align(teacher.ends, student.ends, n)
+    return teacher.choose(n), student.choose(n)
+
+
+def _batch_of(example: Tensor, n: int) -> Tensor:
+    if example.ndim < 2 or len(example) == 0:
+        raise PartitionError(
+            f"the example has shape {tuple(example.shape)}: expected a batch (B, ...) of at least one input"
+        )
+    return example[torch.arange(n, device=example.device) % len(example)]
+
+
+def _output_trouble(recorded: Trace) -> str | None:
+    (result,) = recorded.graph.output_node().args
+    fact = recorded.facts.get(result) if isinstance(result, fx.Node) else None
+    if fact is not None and fact.shape is not None and len(fact.shape) == 2:
+        return None
+    got = "several values" if fact is None or fact.shape is None else f"a tensor {tuple(fact.shape)}"
+    return (
+        f"returns {got}, expected logits (batch, classes): switch auxiliary outputs off, or wrap it in a module "
+        "whose forward returns the logits alone"
+    )

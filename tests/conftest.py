@@ -1,0 +1,20 @@
+"""Every shape written in a signature (``Float[Tensor, "B K"]``) is checked while the tests run.
+
+All but the networks': while a network is traced, its input is a symbol and no tensor.
+"""
+
+from jaxtyping import install_import_hook
+
+CHECKED = (
+    "baselines",
+    "block_kd",
+    "connectors",
+    "distiller",
+    "examples",
+    "features",
+    "objectives",
+    "partition",
+    "stones",
+)
+# Installed before any test imports blockkd.
+install_import_hook([f"blockkd.{name}" for name in CHECKED], "beartype.beartype")
