@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from blockkd.baselines.logits import KD, CrossEntropy
 from blockkd.block_kd import BlockKD
+from blockkd.blocks import Blocks, PartitionError
 from blockkd.objectives import KL, SquaredError
-from blockkd.partition import Blocks, PartitionError
 from tests import networks
 from tests.networks import IMAGE
 from tests.oracles import block_kd as oracle
@@ -143,6 +143,19 @@ def test_moving_the_distiller_moves_the_teacher() -> None:
     assert distiller(x.double(), y).total.dtype == torch.float64
 
 
+def test_what_nothing_needs_is_not_computed() -> None:
+    teacher, student, x, y = pair()
+    called: list[str] = []
+    teacher.register_forward_hook(lambda *_: called.append("teacher"))
+    distiller = BlockKD(teacher, student, x, beta=0.0)
+    called.clear()
+    distiller(x, y)
+    assert called == []
+    distiller.beta = 1.0
+    distiller(x, y)
+    assert called == ["teacher"]
+
+
 def test_cross_starts_at_its_epoch() -> None:
     teacher, student, x, y = pair()
     distiller = BlockKD(teacher, student, x, cross_from_epoch=2)
@@ -262,6 +275,8 @@ def test_context_reaches_student_teacher_and_stones() -> None:
         ({"stone_weights": [1.0, -1.0, 1.0]}, "zero or more"),
         ({"n_blocks": 2, "teacher_blocks": ["stages.2"]}, "same number of blocks"),
         ({"n_blocks": 0}, "at least 1"),
+        ({"alpha": 0.0, "beta": 0.0, "cross_from_epoch": 3}, "nothing would be learned"),
+        ({"alpha": 0.0, "beta": 0.0, "stones": []}, "nothing would be learned"),
         ({"n_blocks": 9}, "can be cut after"),
     ],
 )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blockkd.partition import Blocks, PartitionError, Survey, partition, partition_pair
+from blockkd.blocks import Blocks, PartitionError
+from blockkd.partitioning import Survey, partition, partition_pair
 from blockkd.tracing import undisturbed
 from tests import networks
 from tests.networks import CUTTABLE, IMAGE

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockkd.block_kd import BlockKD
-from blockkd.partition import Blocks, partition
+from blockkd.blocks import Blocks
+from blockkd.partitioning import partition
 from blockkd.stones import chosen_stones, stone_logits
 from tests import networks
 from tests.networks import CUTTABLE, IMAGE

@@ -56,6 +56,7 @@ class Failing(Distiller):
         self.value, self.steps = value, 0
 
     def forward(self, inputs: Any, targets: Tensor, **context: Tensor) -> Losses:
+        del targets, context
         self.steps += 1
         logits = self.student(inputs)
         bad = logits.sum() * (self.value if self.steps == 3 else 1.0)
@@ -143,6 +144,7 @@ def test_a_bad_term_stops_before_the_step(tmp_path: Path, value: float) -> None:
 
     class Watched(DistillationModule):
         def on_train_batch_end(self, *args: Any) -> None:
+            del args
             history.append(weight.detach().clone())
 
     with pytest.raises(DivergedError, match=r"epoch 0, step 2: distill/stone_2 is (nan|-?inf)") as caught:
@@ -160,15 +162,11 @@ def block_kd() -> Distiller:
 
 @pytest.mark.parametrize("make", [kd, block_kd])
 def test_the_teacher_is_in_no_checkpoint(tmp_path: Path, make: Callable[[], Distiller]) -> None:
-    distiller = make()
+    distiller, data = make(), loader()
     assert distiller.teacher is not None
-    batch = next(iter(loader()))
-    data = loader()
     if make is block_kd:
         images = torch.randn(16, 1, 8, 8)
         data = DataLoader(TensorDataset(images, torch.zeros(16, dtype=torch.int64)), batch_size=8)
-        batch = images
-    del batch
     run = trainer(tmp_path, epochs=1, enable_checkpointing=True)
     run.fit(DistillationModule(distiller, sgd), data)
     run.save_checkpoint(tmp_path / "run.ckpt")

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blockkd.baselines.logits import KD, CrossEntropy
     from blockkd.block_kd import BlockKD
+    from blockkd.blocks import Blocks, PartitionError
     from blockkd.connectors import connector
     from blockkd.distiller import Distiller, Losses
     from blockkd.export import load_student, save_student
-    from blockkd.partition import Blocks, PartitionError, partition
+    from blockkd.partitioning import partition
     from blockkd.training import DistillationModule
 
 _HOME = {
     "KD": "blockkd.baselines.logits",
     "BlockKD": "blockkd.block_kd",
-    "Blocks": "blockkd.partition",
+    "Blocks": "blockkd.blocks",
     "CrossEntropy": "blockkd.baselines.logits",
     "DistillationModule": "blockkd.training",
     "Distiller": "blockkd.distiller",
     "Losses": "blockkd.distiller",
-    "PartitionError": "blockkd.partition",
+    "PartitionError": "blockkd.blocks",
     "connector": "blockkd.connectors",
     "load_student": "blockkd.export",
-    "partition": "blockkd.partition",
+    "partition": "blockkd.partitioning",
     "save_student": "blockkd.export",
 }
 

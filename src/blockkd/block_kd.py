@@ -11,17 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from blockkd.blocks import Blocks
+from blockkd.blockwise import BlockwiseDistiller
 from blockkd.connectors import connector
-from blockkd.distiller import Distiller, Losses, check_logits
-from blockkd.examples import example_for
+from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
 from blockkd.objectives import KL, LogitDistance, cross_entropy
-from blockkd.partition import Blocks, PartitionError, Survey, partition, partition_pair
 from blockkd.stones import Stones, chosen_stones, stone_logits
-from blockkd.tracing import undisturbed
 
 
-class BlockKD(Distiller):
+class BlockKD(BlockwiseDistiller):
     """Block-wise logit distillation.
 
     With ``Y^S`` the student's logits, ``Y^T`` the teacher's, ``Y^{N_i}`` those of stepping stone i, ``y`` the labels::
@@ -74,53 +73,44 @@ class BlockKD(Distiller):
         cross_from_epoch: int = 0,
         detach_ensemble: bool = True,
     ) -> None:
-        super().__init__(teacher, student)
-        if example is None:
-            example = example_for(teacher, student)
-        self._blocks = _matching_blocks(teacher, student, example, teacher_blocks, student_blocks, n_blocks)
-        if self.student_blocks.training_error is not None:
-            raise PartitionError(self.student_blocks.training_error)
-        self.teacher_blocks.requires_grad_(False).eval()
+        super().__init__(
+            teacher,
+            student,
+            example,
+            teacher_blocks=teacher_blocks,
+            student_blocks=student_blocks,
+            n_blocks=n_blocks,
+        )
         self.stones = chosen_stones(stones, len(self.student_blocks))
-        self.connectors = nn.ModuleDict()
-        for i in self.stones:
-            pair = self.student_blocks.features[i - 1], self.teacher_blocks.features[i - 1]
-            self.connectors[str(i)] = make_connector(*pair)
-        self.connectors.to(next(p for p in student.parameters() if p.is_floating_point()))
-        self._input_shape = example.shape[1:]
+        self.connect(self.stones, make_connector)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.distance = distance if distance is not None else KL()
         self.stone_weights = _stone_weights(stone_weights, self.stones, len(self.student_blocks))
         self.cross_from_epoch = cross_from_epoch
         self.detach_ensemble = detach_ensemble
         _check_weights(alpha=alpha, beta=beta, gamma=gamma)
-        if gamma and not self.stones:
+        if not alpha and not beta and (cross_from_epoch > 0 or not any(self.stone_weights.values())):
+            raise ValueError(
+                f"only gamma is above zero, but L_cross needs stones (got {list(self.stones)}) and starts at epoch "
+                f"{cross_from_epoch}: nothing would be learned; give alpha or beta a weight"
+            )
+        if gamma and not any(self.stone_weights.values()):
             warnings.warn(f"gamma is {gamma} but there are no stones, so L_cross has no effect", stacklevel=2)
-
-    @property
-    def teacher_blocks(self) -> Blocks:
-        """The frozen teacher, cut."""
-        return self._blocks[0]
-
-    @property
-    def student_blocks(self) -> Blocks:
-        """The student, cut."""
-        return self._blocks[1]
 
     def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
         """One batch → the losses ``task/student``, ``task/stone_i``, ``distill/…`` and ``cross/…``."""
-        self._adapt(inputs, **context)
-        features, logits = self.student_blocks.run(inputs, **context)
+        features, logits = self.student_features(inputs, **context)
         stones = self._stone_logits(features, **context)
         learners = {"student": logits} | {f"stone_{i}": stones[i] for i in stones}
         weights = {"student": 1.0} | {f"stone_{i}": self.stone_weights[i] for i in stones}
-        teacher = self.teacher_logits(inputs, **context)
-        check_logits(logits, targets, teacher)
+        teacher = self.teacher_logits(inputs, **context) if self.beta else None
+        for other in (teacher, *stones.values()):
+            check_logits(logits, targets, other)
 
         parts: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
         if self.alpha:
             parts["task"] = self.alpha, lambda learner: cross_entropy(learner, targets)
-        if self.beta:
+        if teacher is not None:
             parts["distill"] = self.beta, lambda learner: self.distance(learner, teacher, targets)
         if self.gamma and stones and self.epoch >= self.cross_from_epoch:
             ensemble = torch.stack(list(stones.values())).mean(dim=0)
@@ -133,12 +123,6 @@ class BlockKD(Distiller):
         }
         return Losses.of(terms, logits)
 
-    def train(self, mode: bool = True) -> "BlockKD":
-        """Switch student and connectors; the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.student_blocks.train(mode)
-        return self
-
     def _stone_logits(
         self, features: Sequence[Tensor], **context: Float[Tensor, "B ..."]
     ) -> dict[int, Float[Tensor, "B K"]]:
@@ -148,88 +132,6 @@ class BlockKD(Distiller):
         self._keep_teacher_frozen()
         connected = {i: self.connectors[str(i)](features[i - 1]) for i in used}
         return stone_logits(self.teacher_blocks, connected, **context)
-
-    def _keep_teacher_frozen(self) -> None:
-        super()._keep_teacher_frozen()
-        if any(module.training for module in self.teacher_blocks.modules()):
-            self.teacher_blocks.eval()
-
-    def _adapt(self, inputs: Tensor, **context: Float[Tensor, "B ..."]) -> None:
-        """Fit the connectors to the resolution of these inputs, if it is another than before."""
-        if inputs.shape[1:] == self._input_shape:
-            return
-        fixed = [blocks for blocks in self._blocks if blocks.fixed]
-        if fixed:
-            raise ValueError(
-                f"{type(fixed[0].network).__name__} was cut for inputs {tuple(self._input_shape)} and holds sizes of "
-                f"them, got {tuple(inputs.shape[1:])}: build BlockKD with example=inputs"
-            )
-        few = {name: value[:2] for name, value in context.items()}
-        theirs, ours = (blocks.measure(inputs[:2], **few) for blocks in self._blocks)
-        for i in self.stones:
-            new = ours[i - 1], theirs[i - 1]
-            old = self.student_blocks.features[i - 1], self.teacher_blocks.features[i - 1]
-            if [f.channels for f in new] != [f.channels for f in old]:
-                raise ValueError(
-                    f"stone {i} connects features of {old[0].channels} and {old[1].channels} channels, inputs of shape "
-                    f"{tuple(inputs.shape[1:])} give {new[0].channels} and {new[1].channels}: build BlockKD with "
-                    "example=inputs"
-                )
-            fit = getattr(self.connectors[str(i)], "fit", None)
-            if fit is not None:
-                fit(*new)
-        self._input_shape = inputs.shape[1:]
-
-
-def _matching_blocks(
-    teacher: nn.Module,
-    student: nn.Module,
-    example: Tensor,
-    teacher_blocks: Blocks | Sequence[str] | None,
-    student_blocks: Blocks | Sequence[str] | None,
-    n_blocks: int | None,
-) -> tuple[Blocks, Blocks]:
-    """Both networks cut into the same number of blocks."""
-    wishes = [wish for wish in (teacher_blocks, student_blocks) if wish is not None]
-    counts = {len(wish) for wish in wishes} | ({n_blocks} if n_blocks is not None else set())
-    if len(counts) > 1:
-        raise PartitionError(
-            f"teacher and student must have the same number of blocks, got {sorted(counts)}: name as many cuts in "
-            "one as in the other"
-        )
-    if not wishes:
-        surveys = Survey(teacher, example), Survey(student, example)
-        theirs, ours = partition_pair(*surveys, n_blocks)
-        return surveys[0].cut(theirs, frozen=True), surveys[1].cut(ours)
-    n = counts.pop()
-    return (
-        _blocks_of(teacher, example, teacher_blocks, n, frozen=True),
-        _blocks_of(student, example, student_blocks, n, frozen=False),
-    )
-
-
-def _blocks_of(
-    network: nn.Module, example: Tensor, wish: Blocks | Sequence[str] | None, n: int, frozen: bool
-) -> Blocks:
-    if not isinstance(wish, Blocks):
-        return partition(network, example, n, after=wish, frozen=frozen)
-    known = {id(parameter) for parameter in network.parameters()}
-    strangers = [name for name, parameter in wish.named_parameters() if id(parameter) not in known]
-    if strangers:
-        raise PartitionError(
-            f"the Blocks given for {type(network).__name__} hold parameters that are not the network's "
-            f"({strangers[0]}, ...): make them of the network's own submodules"
-        )
-    if wish.features:
-        return wish
-    wish.features = wish.measure(example)
-    with torch.no_grad(), undisturbed(network, training=False), undisturbed(wish, training=False):
-        same = torch.allclose(network(example), wish(example))
-    if not same:
-        raise PartitionError(
-            f"the Blocks given for {type(network).__name__}, run one after the other, do not give its logits"
-        )
-    return wish
 
 
 def _stone_weights(given: Sequence[float] | None, stones: Sequence[int], n: int) -> dict[int, float]:

@@ -22,6 +22,7 @@ from blockkd.tracing import Fact, Key, Path, Trace
 STEM_LAYERS, STEM_SHARE = 3, 0.06
 # ... and layers after pooling belong to the classifier, unless they are this share of the network's layers.
 HEAD_SHARE = 0.25
+FEW_MODULES = 3
 # Networks whose resolution never changes are cut into this many blocks of equal depth, as many as the stages that
 # convolutional networks for images have.
 DEFAULT_BLOCKS = 4
@@ -160,7 +161,7 @@ def stage_ends(points: Sequence[CutPoint], total: Depth) -> list[CutPoint]:
     """The last cut point of each stage; one only where the resolution never changes.
 
     A stage is a stretch of constant resolution that is more than a stem. It is looked for among the outputs of
-    composite modules where these show several resolutions: inside of blocks tensors take shapes of their own. Its
+    composite modules where there are some: inside of blocks tensors take shapes of their own. Its
     end is the last one of the outermost level, or else the last cut point before the resolution changes. Maps and
     tokens are preferred to vectors: those come after pooling, so in the classifier.
 
@@ -169,9 +170,9 @@ def stage_ends(points: Sequence[CutPoint], total: Depth) -> list[CutPoint]:
         total: the layers and weights of the whole network.
     """
     spatial = [point for point in points if point.feature.grid] or list(points)
-    runs = _runs([point for point in spatial if point.composite])
-    if len([run for run in runs if run[0].feature.area > 1]) < 2:
-        runs = _runs(spatial)
+    modules = [point for point in spatial if point.composite]
+    # Too few of them where a network is written as one long list of layers.
+    runs = _runs(modules if len({point.depth for point in modules}) >= FEW_MODULES else spatial)
     ends: list[CutPoint] = []
     for run in runs:
         start = ends[-1].depth if ends else 0

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from blockkd.partition import Blocks
+from blockkd.blocks import Blocks
 
 Stones = Literal["all", "last"] | Sequence[int]
 

@@ -26,10 +26,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def kl_divergence(learner: Tensor, target: Tensor, temperature: float) -> Tensor:
     """``τ² Σ_k p_k^T log(p_k^T / p_k^S)``; Hinton et al. 2015, section 2."""
     return temperature**2 * _mean(
-        [
-            _kl(_softmax(t, temperature), _softmax(s, temperature))
-            for s, t in zip(learner, target, strict=True)
-        ]
+        [_kl(_softmax(t, temperature), _softmax(s, temperature)) for s, t in zip(learner, target, strict=True)]
     )
 
 
@@ -86,10 +83,7 @@ def standardize(logits: Tensor) -> Tensor:
 def squared_error(learner: Tensor, target: Tensor) -> Tensor:
     """``mean_b mean_k (s_bk - t_bk)²``."""
     return _mean(
-        [
-            _mean([(a - b) ** 2 for a, b in zip(s, t, strict=True)])
-            for s, t in zip(learner, target, strict=True)
-        ]
+        [_mean([(a - b) ** 2 for a, b in zip(s, t, strict=True)]) for s, t in zip(learner, target, strict=True)]
     )
 
 

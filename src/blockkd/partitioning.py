@@ -1,155 +1,15 @@
-"""Any network → n runnable blocks and a classifier (the paper's ``T = T_c ∘ T_n ∘ … ∘ T_1``)."""
+"""Any network → blocks: where it can be cut is found by following its forward once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, fx, nn
 
+from blockkd.blocks import Block, Blocks, PartitionError
 from blockkd.cuts import CutError, CutPoint, align, choose, cut_points, depths, stage_ends
-from blockkd.features import Feature, feature_of
 from blockkd.segments import Segment, split
 from blockkd.tracing import Key, Trace, TraceError, trace, undisturbed
-
-
-class PartitionError(ValueError):
-    """A network cannot be cut as asked; the message says what is in the way and which call would work."""
-
-
-class Block(nn.Module):
-    """One stretch of a network's forward, run on the network itself.
-
-    Nothing is copied: the code looks every submodule, parameter and buffer up in the network at the moment it
-    runs, so that moving, loading or replacing parts of the network is seen here. Those used are registered as
-    well, under their names in the network, for ``parameters()``, ``state_dict()`` and ``train()``.
-    """
-
-    def __init__(self, network: nn.Module, training: Segment, evaluation: Segment) -> None:
-        super().__init__()
-        self._network = (network,)  # in a tuple, which nn.Module does not register
-        self._run = {True: training.function(), False: evaluation.function()}
-        self._targets = sorted(training.targets() | evaluation.targets())
-        self.refresh()
-
-    def forward(self, x: Tensor) -> Tensor:
-        network = self._network[0]
-        return self._run[network.training](network, x)
-
-    def refresh(self) -> None:
-        """Register what the network holds now."""
-        for target in self._targets:
-            *path, name = target.split(".")
-            owner, view = self._network[0], self
-            for part in path:
-                owner = owner.get_submodule(part)
-                if part not in view._modules:
-                    view.add_module(part, nn.Module())
-                view = view.get_submodule(part)  # type: ignore[assignment]
-            for kind in ("_modules", "_parameters", "_buffers"):
-                if name in getattr(owner, kind):
-                    getattr(view, kind)[name] = getattr(owner, kind)[name]
-
-
-class Blocks(nn.Module):
-    """A network as n blocks and a classifier: ``classifier(blocks[n-1](… blocks[0](x)))``.
-
-    ``partition`` makes one. Make it by hand for a network that cannot be traced: any modules will do that, run one
-    after the other, are the network. Per-batch context (an attention mask, say) travels beside the hidden state:
-    keyword arguments given to the network are handed to every block and to the classifier.
-
-    Args:
-        blocks: n modules ``(B, ...) → (B, ...)``.
-        classifier: everything after the last block, ``(B, ...) → (B, K)``.
-        features: what each block gives; ``BlockKD`` measures it when left out, and compares the blocks with the
-            network. Give them for blocks that need context: ``blocks.features = blocks.measure(x, mask=mask)``.
-        names: after which submodule or operation each block ends.
-        network: the network behind the blocks, where there is one.
-        training_error: why the blocks cannot be run in training mode, where they cannot.
-        fixed: the blocks hold for the resolution of the example only.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        classifier: nn.Module,
-        *,
-        features: Sequence[Feature] = (),
-        names: Sequence[str] = (),
-        network: nn.Module | None = None,
-        training_error: str | None = None,
-        fixed: bool = False,
-    ) -> None:
-        super().__init__()
-        if not blocks:
-            raise PartitionError("Blocks needs at least one block beside the classifier, got none")
-        self.blocks = nn.ModuleList(blocks)
-        self.classifier = classifier
-        self.features = tuple(features)
-        self.names = tuple(names) or tuple(f"blocks.{i}" for i in range(len(blocks)))
-        self._network = (network,)
-        self.training_error = training_error
-        self.fixed = fixed
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network behind the blocks; the blocks themselves where they were made by hand."""
-        return self if self._network[0] is None else self._network[0]
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of the feature after each block, without the batch dimension."""
-        return tuple(feature.shape for feature in self.features)
-
-    def run(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[list[Tensor], Float[Tensor, "B K"]]:
-        """Features after every block, and logits ``(B, K)``."""
-        if self.training_error is not None and self.network.training:
-            raise PartitionError(self.training_error)
-        features = []
-        for block in self.blocks:
-            x = block(x, **context)
-            features.append(x)
-        return features, self.classifier(x, **context)
-
-    def forward(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
-        """The network's logits ``(B, K)``."""
-        return self.run(x, **context)[1]
-
-    @torch.no_grad()
-    def measure(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[Feature, ...]:
-        """Look at the features of ``x`` in evaluation mode, leaving the network as it was."""
-        with undisturbed(self.network, training=False):
-            values, _ = self.run(x, **context)
-        found = []
-        for name, value in zip(self.names, values, strict=True):
-            feature = feature_of(value.shape, x.shape)
-            if feature is None:
-                raise PartitionError(
-                    f"block {name!r} gives a tensor of shape {tuple(value.shape)}: expected (B, C, H, W), (B, L, D) "
-                    "or (B, D)"
-                )
-            found.append(feature)
-        return tuple(found)
-
-    def train(self, mode: bool = True) -> "Blocks":
-        """Switch the blocks and the network behind them."""
-        super().train(mode)
-        if self._network[0] is not None:
-            self._network[0].train(mode)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Blocks":
-        if self._network[0] is None:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            return self
-        self._network[0]._apply(fn, recurse)
-        for block in (*self.blocks, self.classifier):
-            if isinstance(block, Block):
-                block.refresh()
-        return self
 
 
 class Survey:

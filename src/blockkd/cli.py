@@ -1,0 +1,112 @@
+"""``blockkd COMMAND``: finds the command, runs it, and says in one sentence what went wrong.
+
+Nothing heavy is imported before the command is known.
+"""
+
+import difflib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TextIO
+
+COMMANDS = {
+    "distill": "train a teacher and distil it into a student, by several methods side by side",
+    "teach": "train a teacher by itself",
+    "inspect": "show how both networks are cut, their connectors, and what each stone costs",
+    "evaluate": "measure the accuracy of a run's student and teacher",
+}
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+
+HELP = """usage: blockkd COMMAND [options]
+
+Distil a trained network into a smaller one.
+
+commands:
+{commands}
+
+options:
+  --help      show this, or with a command its options
+  --version   show the version
+
+Start with: blockkd distill
+
+exit codes: 0 done, 2 input that cannot be used, 3 the loss became NaN or infinite, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments behind ``blockkd``; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 input that cannot be used, 3 the loss became NaN or infinite, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"blockkd {_version()}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        return _say(f"unknown command {command!r}; {advice}", BAD_INPUT)
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        from blockkd.commands.errors import InvalidInputError
+
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                code: int = import_module(f"blockkd.commands.{command}").run(arguments)
+            except InvalidInputError as error:
+                return _say(str(error), BAD_INPUT)
+            except ArithmeticError as error:
+                from blockkd.training import DivergedError
+
+                if not isinstance(error, DivergedError):
+                    raise
+                return _say(str(error), DIVERGED)
+        return code
+    except KeyboardInterrupt as stop:
+        said = f"; {stop}" if str(stop) else ""
+        return _say(f"interrupted{said}", INTERRUPTED)
+    except SystemExit as stop:  # --help prints and exits
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+def _say(message: str, code: int) -> int:
+    print(f"blockkd: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    print(f"blockkd: warning: {message}", file=sys.stderr)
+
+
+def _version() -> str:
+    try:
+        return version("blockkd")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

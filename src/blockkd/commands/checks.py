@@ -1,0 +1,149 @@
+"""Everything about a recipe that can be checked before a folder is made or an hour spent."""
+
+import inspect
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.fitting import make_trainer
+from blockkd.commands.recipe import (
+    DistillRecipe,
+    MethodFactory,
+    NetworkFactory,
+    OptimizerFactory,
+    SchedulerFactory,
+    TeachRecipe,
+)
+from blockkd.data.images import ImageData
+from blockkd.distiller import Distiller
+from blockkd.models.weights import load_weights
+from blockkd.report import TEACHER_NAME
+
+
+def build_network(factory: NetworkFactory, role: str) -> nn.Module:
+    """A new network. Raises InvalidInputError when its settings are not accepted."""
+    with user_input(f"cannot build the {role}"):
+        return factory()
+
+
+def build_method(
+    factory: MethodFactory, name: str, teacher: nn.Module, student: nn.Module, example: Tensor
+) -> Distiller:
+    """A new Distiller; one that cuts networks is given a batch of the data to tell shapes by."""
+    # jsonargparse gives a functools.partial around its own function, with the class among the arguments.
+    classes = [value for value in getattr(factory, "args", ()) if inspect.isclass(value)]
+    takes_example = "example" in inspect.signature(classes[-1] if classes else factory).parameters
+    with user_input(f"cannot set up {name}"):
+        return factory(teacher, student, **({"example": example} if takes_example else {}))
+
+
+def check_teaching(recipe: TeachRecipe) -> nn.Module:
+    """Check data, trainer and teacher.
+
+    Returns:
+        The teacher, with its weights where the recipe names a file.
+
+    Raises:
+        InvalidInputError: says what does not fit.
+    """
+    with user_input("cannot use the data"):
+        example = recipe.data.example()
+    with user_input("cannot use the trainer's options"):
+        make_trainer(recipe.trainer)
+    teacher = build_network(recipe.teacher.network, "teacher")
+    if recipe.teacher.weights is not None:
+        with user_input("cannot use the teacher's weights"):
+            load_weights(teacher, recipe.teacher.weights)
+    check_classes({"teacher": teacher}, recipe.data, example)
+    if recipe.teacher.weights is None:
+        _check_batch_norm(teacher, recipe.data, "teacher")
+        _check_optimizer(teacher, recipe.teacher.optimizer, recipe.teacher.scheduler, "--teacher.optimizer")
+    return teacher
+
+
+def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) -> nn.Module:
+    """Check all that ``check_teaching`` does, the student, and every method by one forward pass.
+
+    Returns:
+        The teacher, as ``check_teaching`` gives it.
+
+    Raises:
+        InvalidInputError: says what does not fit.
+    """
+    teacher = check_teaching(recipe)
+    example = recipe.data.example()
+    student = build_network(recipe.student, "student")
+    check_classes({"teacher": teacher, "student": student}, recipe.data, example)
+    _check_batch_norm(student, recipe.data, "student")
+    for name, factory in methods.items():
+        if name == TEACHER_NAME or not re.fullmatch(r"\w[\w.-]*", name):
+            raise InvalidInputError(
+                f"a method cannot be called {name!r}: its name names a folder; use letters, digits, - and _"
+            )
+        spare_teacher = build_network(recipe.teacher.network, "teacher")
+        spare_student = build_network(recipe.student, "student")
+        distiller = build_method(factory, name, spare_teacher, spare_student, example)
+        with user_input(f"{name} cannot take a step"):
+            labels = recipe.data.parts.test.labels[: len(example)]
+            distiller(example, labels)
+        _check_optimizer(distiller, recipe.optimizer, recipe.scheduler, "--optimizer")
+    return teacher
+
+
+@torch.no_grad()
+def check_classes(networks: Mapping[str, nn.Module], data: ImageData, example: Tensor) -> None:
+    """Raise InvalidInputError unless all networks give logits of as many classes as the data has."""
+    counts: dict[str, int] = {}
+    for role, network in networks.items():
+        was_training = network.training
+        with user_input(f"the {role} does not accept images of shape {tuple(example.shape[1:])}"):
+            logits = network.eval()(example)
+        network.train(was_training)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InvalidInputError(f"the {role} gives {got}, expected logits of shape (batch, classes)")
+        counts[role] = logits.shape[1]
+    if any(count != data.num_classes for count in counts.values()):
+        said = ", ".join(f"the {role} has {count} classes" for role, count in counts.items())
+        raise InvalidInputError(
+            f"class counts differ: {said}, the data has {data.num_classes}; give each network "
+            f"num_classes {data.num_classes}"
+        )
+
+
+def chance_warning(accuracy: float, num_classes: int, images: int) -> str | None:
+    """What to say of a teacher whose accuracy is near that of guessing, or None.
+
+    Near means within four standard deviations of guessing on so many images, or a twentieth of the way from guessing
+    to perfect, whichever is more.
+    """
+    chance = 1 / num_classes
+    margin = max(4 * math.sqrt(chance * (1 - chance) / images), 0.05 * (1 - chance))
+    if accuracy > chance + margin:
+        return None
+    return (
+        f"the teacher is right on {accuracy:.1%} of the validation images, where guessing gives {chance:.1%}: it "
+        "looks untrained, or its classes are numbered otherwise than the data's; a student can learn nothing from it"
+    )
+
+
+def _check_batch_norm(network: nn.Module, data: ImageData, role: str) -> None:
+    if data.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in network.modules()):
+        raise InvalidInputError(
+            f"batch_size is 1, but the {role} has batch norm, which needs at least 2 images to normalise by; "
+            "set --data.batch_size to 2 or more"
+        )
+
+
+def _check_optimizer(
+    learner: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, option: str
+) -> None:
+    with user_input(f"{option} or its scheduler is not accepted"):
+        built = optimizer([parameter for parameter in learner.parameters() if parameter.requires_grad])
+        if scheduler is not None:
+            scheduler(built)

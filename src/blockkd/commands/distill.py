@@ -1,0 +1,74 @@
+"""``blockkd distill``: a teacher, then students under the recipe's methods, side by side."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from blockkd.commands.checks import check_distilling
+from blockkd.commands.errors import InvalidInputError
+from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
+from blockkd.commands.jobs import publish, run_student, run_teacher, student_jobs
+from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
+from blockkd.report import TEACHER_NAME, figure, print_table, results_table
+from blockkd.runs import FIGURE, Job, RunFolder
+
+DEFAULT_RECIPE = "digits/block_kd"
+DESCRIPTION = (
+    f"Distil a student from a teacher. Without --config this runs the recipe {DEFAULT_RECIPE}, which needs no "
+    "download. Every setting can be given on the line, for example: --epochs 10 --method.alpha 0.5 --seeds 3."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    started = time.perf_counter()
+    invocation = read_invocation(distill_parser(), argv, DEFAULT_RECIPE)
+    recipe = invocation.recipe(DistillRecipe)
+    methods = all_methods(recipe, invocation.config)
+    with quiet(), cpu_threads(recipe.threads):
+        jobs = train(recipe, methods, invocation)
+    report(invocation.folder, jobs, len(recipe.data.parts.test))
+    path = invocation.folder.path
+    print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
+    print(f"Next: blockkd evaluate {path}")
+    return 0
+
+
+def distill_parser() -> ArgumentParser:
+    """The options of ``distill``."""
+    parser = recipe_parser("distill", DistillRecipe, DESCRIPTION)
+    add_folder_options(parser, "runs/<name of the recipe>")
+    return parser
+
+
+def all_methods(recipe: DistillRecipe, config: Namespace) -> dict[str, MethodFactory]:
+    """The recipe's method under its own name, then those beside it."""
+    name = method_name(config["method"]["class_path"])
+    if name in recipe.beside:
+        raise InvalidInputError(f"two methods are called {name!r}; give the one under 'beside' another name")
+    return {name: recipe.method, **recipe.beside}
+
+
+def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocation: Invocation) -> list[Job]:
+    """Check everything, make the folder, train what is not yet trained; returns all jobs, the teacher's first."""
+    loaded = check_distilling(recipe, methods)
+    invocation.start()
+    folder, students = invocation.folder, student_jobs(recipe, methods)
+    with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
+        teacher = run_teacher(recipe, loaded, folder, progress)
+        for job in students:
+            run_student(job, methods[job.method], recipe, teacher, folder, progress)
+    publish(students[0], folder)
+    return [Job(TEACHER_NAME, recipe.seed), *students]
+
+
+def report(folder: RunFolder, jobs: Sequence[Job], test_images: int) -> None:
+    """Write the run's tables and figure, and print the table."""
+    folder.gather(jobs)
+    results = [result for job in jobs if (result := folder.result(job))]
+    figure(folder.metrics(jobs), results, folder.path / FIGURE)
+    print_table(results_table(results, test_images))

@@ -1,0 +1,202 @@
+"""Trains one job of a run under Lightning, from its checkpoint where there is one."""
+
+import dataclasses
+import logging
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from blockkd.commands.recipe import TrainerOptions
+from blockkd.data.images import ImageData
+from blockkd.randomness import derived_seed
+from blockkd.runs import Job, Row, RunFolder
+from blockkd.training import DistillationModule
+
+_TELLS_NOTHING = (  # what Lightning warns of though it is so on purpose, or changes nothing here
+    "does not have many workers",
+    "is smaller than the logging interval",
+    "Checkpoint directory .* exists",
+    "but CUDA is available|GPU available but not used|MPS available but not used",
+    "is deprecated",
+    "`isinstance\\(treespec",
+)
+
+
+class EpochSeed(Callback):
+    """Makes the randomness of an epoch (dropout, augmentation) hang on seed and epoch alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reseed."""
+        del pl_module
+        seed_everything(derived_seed(self.seed, trainer.current_epoch), verbose=False)
+
+
+class EpochRows(Callback):
+    """One row of metrics per epoch; part of the checkpoint, so that a resumed job goes on with the rows it had."""
+
+    def __init__(self, folder: RunFolder, job: Job) -> None:
+        self.folder, self.job = folder, job
+        self.rows: list[Row] = []
+        self._started, self._lr = 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the checkpoint."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; the learning rate is noted before the schedule moves it on."""
+        del pl_module
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's row and write all of them."""
+        del pl_module
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append(
+            {
+                "method": self.job.method,
+                "seed": self.job.seed,
+                "epoch": trainer.current_epoch,
+                "lr": self._lr,
+                **{name: values[name] for name in sorted(values)},
+                "seconds": time.perf_counter() - self._started,
+            }
+        )
+        if trainer.is_global_zero:
+            self.folder.write_metrics(self.job, self.rows)
+
+
+class ProgressLine(Callback):
+    """One line per job on the terminal."""
+
+    def __init__(self, progress: Progress, job: Job) -> None:
+        self.progress, self.job = progress, job
+        self.task = progress.add_task(str(job), total=None, note="")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn how many steps there are."""
+        del pl_module
+        self.progress.update(self.task, total=trainer.estimated_stepping_batches, completed=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """One step further."""
+        del args, kwargs
+        self.progress.update(self.task, completed=trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the accuracy."""
+        del pl_module
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        self.progress.update(self.task, note=f"validation {accuracy:6.2%}")
+
+
+def progress_lines(console: Any) -> Progress:
+    """The lines of all jobs; shows nothing where the console is no terminal."""
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use ``count`` threads for a while; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back Lightning's banners and the warnings that tell a user nothing; all other warnings pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _TELLS_NOTHING:
+            warnings.filterwarnings("ignore", message=f".*({message})")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def make_trainer(options: TrainerOptions, epochs: int = 1, callbacks: list[Callback] | None = None) -> Trainer:
+    """Lightning's Trainer with the recipe's options, and with nothing printed or logged beside our own files."""
+    return Trainer(
+        **dataclasses.asdict(options),
+        max_epochs=epochs,
+        callbacks=callbacks or [],
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks or []),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def fit(
+    module: DistillationModule,
+    data: ImageData,
+    folder: RunFolder,
+    job: Job,
+    epochs: int,
+    options: TrainerOptions,
+    progress: Progress,
+) -> list[Row]:
+    """Train for ``epochs``, from the job's checkpoint where there is one; the rows of metrics of all epochs.
+
+    Raises:
+        DivergedError: a loss term became NaN or infinite.
+        KeyboardInterrupt: the user stopped it; the last finished epoch is in the checkpoint.
+    """
+    data.order_seed = job.seed
+    rows = EpochRows(folder, job)
+    checkpoint = ModelCheckpoint(
+        folder.job_folder(job), filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), checkpoint]
+    trainer = make_trainer(options, epochs, callbacks)
+    last = folder.job_folder(job) / "last.ckpt"
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except SystemExit as stop:  # Lightning turns Ctrl-C into an exit, and is deaf to it from then on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    return rows.rows
+
+
+def accuracy(module: DistillationModule, data: ImageData, part: str, options: TrainerOptions) -> float:
+    """The student's accuracy on the part ``"val"`` or ``"test"``, between 0 and 1."""
+    trainer = make_trainer(options)
+    evaluate = trainer.validate if part == "val" else trainer.test
+    results = evaluate(module, datamodule=data, verbose=False)
+    return float(results[0][f"{part}/accuracy"])

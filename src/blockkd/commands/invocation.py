@@ -1,0 +1,140 @@
+"""What a training command was asked to do: which recipe, which folder, new or resumed."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.parsing import parse, recipe_text
+from blockkd.commands.recipe import TeachRecipe
+from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
+
+R = TypeVar("R", bound=TeachRecipe)
+
+_FOLDER_OPTIONS = ("output", "overwrite", "resume")
+_MAY_CHANGE_ON_RESUME = ("seeds", "trainer.")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A parsed command line.
+
+    Attributes:
+        parser: the parser that read it.
+        config: the resolved recipe.
+        folder: of the run; not made yet, unless ``resumed``.
+        overwrite: whether a run that is in the folder may be deleted.
+        resumed: whether the folder's own run goes on.
+    """
+
+    parser: ArgumentParser
+    config: Namespace
+    folder: RunFolder
+    overwrite: bool = False
+    resumed: bool = False
+
+    def recipe(self, kind: type[R]) -> R:
+        """The recipe with its data built, and factories for the rest."""
+        with user_input("cannot use the recipe"):
+            built = self.parser.instantiate_classes(self.config)
+            return kind(**{field.name: built[field.name] for field in fields(kind)})
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Around the training: an interrupt says how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on with: {self.parser.prog} --resume {self.folder.path}") from None
+
+    def start(self) -> None:
+        """Make the folder, or go on in the one that is there; from here on the run is on disk."""
+        text = recipe_text(self.parser, self.config, leave_out=_FOLDER_OPTIONS)
+        with user_input():
+            if self.resumed:
+                write_text(self.folder.path / RECIPE, text)
+            else:
+                self.folder.create(text, self.overwrite)
+
+
+def add_folder_options(parser: ArgumentParser, default: str) -> None:
+    """``--output``, ``--overwrite`` and ``--resume``."""
+    group = parser.add_argument_group("the run folder")
+    group.add_argument("--output", metavar="DIR", help=f"folder of the run (default: {default})")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
+    group.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with the run in this folder, by its own recipe; --seeds and --trainer may change",
+    )
+
+
+def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe: str) -> Invocation:
+    """Parse the options of a training command.
+
+    Raises:
+        InvalidInputError: options, recipe or folder cannot be used.
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--config", action="append", default=[])
+    own.add_argument("--output")
+    own.add_argument("--overwrite", action="store_true")
+    own.add_argument("--resume")
+    try:
+        options, rest = own.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InvalidInputError(f"{error}") from error
+    if options.resume is not None:
+        return _resumed(parser, options, rest)
+    recipes = options.config or [default_recipe]
+    config = parse(parser, [*(f"--config={name}" for name in recipes), *rest])
+    folder = RunFolder(options.output or Path("runs") / _run_name(recipes[-1]))
+    with user_input():
+        folder.check_free(options.overwrite)
+    return Invocation(parser, config, folder, overwrite=options.overwrite)
+
+
+def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> Invocation:
+    for option in ("config", "output", "overwrite"):
+        if getattr(options, option):
+            raise InvalidInputError(f"--resume takes the recipe and the folder from the run; leave out --{option}")
+    try:
+        folder = RunFolder.open(options.resume)
+    except RunFolderError as error:
+        raise InvalidInputError(f"{error}") from error
+    stored = parse(parser, [f"--config={folder.path / RECIPE}"])
+    config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
+    before, after = _flat(parser, stored), _flat(parser, config)
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    refused = [key for key in changed if not key.startswith(_MAY_CHANGE_ON_RESUME)]
+    if refused:
+        raise InvalidInputError(
+            f"a resumed run keeps its recipe, but {', '.join(refused)} would change; "
+            "leave it out, or start another run with --output"
+        )
+    if after.get("seeds", 1) < before.get("seeds", 1):
+        raise InvalidInputError(f"the run has {before['seeds']} seeds; --seeds can only add to them")
+    return Invocation(parser, config, folder, resumed=True)
+
+
+def _flat(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    def walk(value: Any, key: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {key: value}
+        return {name: leaf for part in value for name, leaf in walk(value[part], f"{key}.{part}").items()}
+
+    content = yaml.safe_load(recipe_text(parser, config, leave_out=_FOLDER_OPTIONS))
+    return {key.removeprefix("."): value for key, value in walk(content, "").items()}
+
+
+def _run_name(recipe: str) -> str:
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        return recipe
+    return path.absolute().parent.name if path.name == RECIPE else path.stem

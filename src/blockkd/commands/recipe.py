@@ -1,0 +1,120 @@
+"""What a recipe says. The types here are the schema of the YAML files and of the options on the command line."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from blockkd.data.images import ImageData
+from blockkd.distiller import Distiller
+
+NetworkFactory = Callable[[], nn.Module]
+MethodFactory = Callable[[nn.Module, nn.Module], Distiller]
+OptimizerFactory = Callable[[list[Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass(kw_only=True)
+class TrainerOptions:
+    """Options of Lightning's Trainer.
+
+    Args:
+        accelerator: cpu, gpu, mps, ..., or auto.
+        devices: how many, a list of them, or auto.
+        num_nodes: how many machines.
+        strategy: how devices work together: auto, ddp, fsdp, ...
+        precision: of the arithmetic.
+        accumulate_grad_batches: batches per optimizer step.
+        gradient_clip_val: largest norm of the gradient; null does not clip.
+        deterministic: refuse algorithms whose result varies between runs.
+    """
+
+    accelerator: str = "auto"
+    devices: int | list[int] | str = "auto"
+    num_nodes: PositiveInt = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: float | None = None
+    deterministic: bool = False
+
+
+@dataclass(kw_only=True)
+class TeacherRecipe:
+    """The teacher: a network, and its weights or how to train it.
+
+    Args:
+        network: class path of the network.
+        weights: file with trained weights (safetensors, or a state dict in .pt/.pth); then nothing is trained.
+        epochs: epochs of training.
+        optimizer: class path of a torch optimizer.
+        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
+    """
+
+    network: NetworkFactory
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None = None
+    weights: str | None = None
+    epochs: NonNegativeInt = 30
+
+
+@dataclass(kw_only=True)
+class TeachRecipe:
+    """Train a teacher by itself.
+
+    Args:
+        data: class path of the dataset.
+        teacher: the teacher.
+        seed: seed of weights, data order and dropout.
+        threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
+            independent of how many cores there are.
+        trainer: options of Lightning's Trainer.
+    """
+
+    data: ImageData
+    teacher: TeacherRecipe
+    seed: NonNegativeInt = 0
+    threads: PositiveInt | None = None
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+
+
+@dataclass(kw_only=True)
+class DistillRecipe(TeachRecipe):
+    """Train a teacher (or load one), then students under one or more methods.
+
+    Args:
+        data: class path of the dataset.
+        teacher: the teacher.
+        student: class path of the student's network.
+        method: the method, a Distiller.
+        beside: further methods by name, trained with the same split, data order, epochs, optimizer and
+            initial student.
+        epochs: epochs of each student.
+        optimizer: class path of a torch optimizer.
+        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
+        seed: first seed of weights, data order and dropout.
+        seeds: how many seeds the students are repeated with; the teacher stays the same.
+        threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
+            independent of how many cores there are.
+        trainer: options of Lightning's Trainer.
+    """
+
+    student: NetworkFactory
+    method: MethodFactory
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None = None
+    beside: dict[str, MethodFactory] = field(default_factory=dict)
+    epochs: PositiveInt = 30
+    seeds: PositiveInt = 1
+
+
+def method_name(class_path: str) -> str:
+    """``"blockkd.block_kd.BlockKD"`` → ``"block_kd"``: how a method is called in tables and folders."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_path.rpartition(".")[2])
+    return words.lower()

@@ -1,0 +1,45 @@
+"""``blockkd teach``: a teacher by itself."""
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from blockkd.commands.checks import check_teaching
+from blockkd.commands.distill import report
+from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.invocation import add_folder_options, read_invocation
+from blockkd.commands.jobs import run_teacher
+from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.recipe import TeachRecipe
+from blockkd.report import TEACHER_NAME
+from blockkd.runs import TEACHER, Job
+
+DEFAULT_RECIPE = "digits/teacher"
+DESCRIPTION = (
+    f"Train a teacher by itself. Without --config this runs the recipe {DEFAULT_RECIPE}. Distil from it with "
+    f"blockkd distill --teacher.weights RUN/{TEACHER}."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    invocation = read_invocation(teach_parser(), argv, DEFAULT_RECIPE)
+    recipe = invocation.recipe(TeachRecipe)
+    with quiet(), cpu_threads(recipe.threads):
+        loaded = check_teaching(recipe)
+        invocation.start()
+        with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
+            run_teacher(recipe, loaded, invocation.folder, progress)
+    report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], len(recipe.data.parts.test))
+    path = invocation.folder.path
+    print(f"\nThe run lies in {path}.")
+    print(f"Next: blockkd distill --teacher.weights {path / TEACHER}")
+    return 0
+
+
+def teach_parser() -> ArgumentParser:
+    """The options of ``teach``."""
+    parser = recipe_parser("teach", TeachRecipe, DESCRIPTION)
+    add_folder_options(parser, "runs/<name of the recipe>")
+    return parser

@@ -1,0 +1,6 @@
+"""Datasets, each a LightningDataModule."""
+
+from blockkd.data.digits import Digits
+from blockkd.data.images import EpochSampler, ImageData, LabelledImages, check_labels
+
+__all__ = ["Digits", "EpochSampler", "ImageData", "LabelledImages", "check_labels"]

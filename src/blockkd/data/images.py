@@ -1,0 +1,154 @@
+"""What every image dataset is to the rest: three labelled parts, a number of classes, loaders."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from blockkd.randomness import derived_seed
+
+
+class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images held in memory with their labels.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        labels: ``(N,)``, class numbers from 0.
+    """
+
+    def __init__(self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+class Parts(NamedTuple):
+    """The three parts of a dataset; the test part chooses nothing."""
+
+    train: LabelledImages
+    val: LabelledImages
+    test: LabelledImages
+
+
+def check_labels(labels: Int[Tensor, " N"], num_classes: int, part: str) -> None:
+    """Raise ValueError that names the label when one lies outside ``0 … num_classes - 1``."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f"label {int(wrong[0])} in the {part} part is out of range: {num_classes} classes have the labels "
+            f"0 … {num_classes - 1} ({len(wrong)} of {len(labels)} labels are out of range)"
+        )
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffles by seed and epoch alone, so that every method sees the same order, and a resumed epoch too.
+
+    Lightning calls ``set_epoch`` before each epoch. ``worker_generator`` is meant for the DataLoader, so that the
+    workers' randomness hangs on seed and epoch as well.
+
+    Args:
+        length: the number of samples.
+        seed: the run's seed.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.worker_generator = torch.Generator()
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch, counted from 0."""
+        self.epoch = epoch
+        self.worker_generator.manual_seed(derived_seed(self.seed, epoch))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        yield from torch.randperm(self.length, generator=generator).tolist()
+
+
+class ImageData(LightningDataModule, ABC):
+    """Images with labels in three parts: train, validation, test.
+
+    A dataset says ``num_classes`` and gives ``load``; the rest is here.
+
+    Args:
+        batch_size: images per training step; the last, smaller batch of an epoch is dropped.
+        eval_batch_size: images per step of validation and test.
+        num_workers: processes that load data; 0 loads in the main process.
+    """
+
+    num_classes: int
+
+    def __init__(self, batch_size: int = 64, eval_batch_size: int = 512, num_workers: int = 0) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.order_seed = 0  # the run's seed; decides the order of the training images and nothing else
+        self._parts: Parts | None = None
+
+    @abstractmethod
+    def load(self) -> Parts:
+        """The three parts; called once."""
+
+    @property
+    def parts(self) -> Parts:
+        """The three parts, loaded on first use and with labels checked.
+
+        Raises:
+            ValueError: labels out of range, or fewer training images than one batch.
+        """
+        if self._parts is None:
+            parts = self.load()
+            for name, part in zip(parts._fields, parts, strict=True):
+                check_labels(part.labels, self.num_classes, name)
+            if len(parts.train) < self.batch_size:
+                raise ValueError(
+                    f"batch_size is {self.batch_size}, but there are only {len(parts.train)} training images: "
+                    "not one full batch; choose a smaller batch_size"
+                )
+            self._parts = parts
+        return self._parts
+
+    def example(self, size: int = 2) -> Float[Tensor, "B C H W"]:
+        """The first ``size`` test images, to tell shapes by."""
+        test = self.parts.test
+        return torch.stack([test[index][0] for index in range(min(size, len(test)))])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Full batches in the order of ``order_seed`` and the epoch."""
+        sampler = EpochSampler(len(self.parts.train), self.order_seed)
+        if self.trainer is not None:  # workers start to load a resumed epoch before Lightning calls set_epoch
+            sampler.set_epoch(self.trainer.current_epoch)
+        return DataLoader(
+            self.parts.train,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            generator=sampler.worker_generator,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """All validation images, in order."""
+        return self._evaluation(self.parts.val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """All test images, in order."""
+        return self._evaluation(self.parts.test)
+
+    def _evaluation(self, part: LabelledImages) -> DataLoader[Any]:
+        return DataLoader(part, batch_size=self.eval_batch_size, num_workers=self.num_workers)

@@ -1,0 +1,134 @@
+"""Results → the table on the terminal and the figure."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from blockkd.runs import Row
+
+TEACHER_NAME = "teacher"
+LOOK = 12.0  # how many points of accuracy below the median the curves show
+LEAST_SPAN = 5.0  # points of accuracy that the dots' axis spans at least, so that small differences look small
+
+
+def results_table(results: Sequence[Row], test_images: int) -> Table:
+    """One row per method, the teacher first; mean ± sample standard deviation over the seeds.
+
+    Args:
+        results: one row per job: ``method``, ``seed``, ``test_accuracy`` (0 … 1, after the last epoch),
+            ``parameters``, ``flops_per_image``, ``seconds``.
+        test_images: how many images the accuracy was measured on.
+    """
+    table = Table(
+        caption=f"accuracy after the last epoch, in %, on {test_images} test images; "
+        "n: networks trained, mean ± standard deviation where n > 1"
+    )
+    table.add_column("method")
+    for title in ("test accuracy", "n", "parameters", "FLOPs / image", "training seconds"):
+        table.add_column(title, justify="right")
+    for method, rows in by_method(results).items():
+        table.add_row(
+            method,
+            mean_and_deviation([100 * float(row["test_accuracy"]) for row in rows], 2),
+            str(len(rows)),
+            f"{int(rows[0]['parameters']):,}",
+            f"{int(rows[0]['flops_per_image']):,}",
+            mean_and_deviation([float(row["seconds"]) for row in rows], 1),
+        )
+    return table
+
+
+def evaluation_table(rows: Sequence[Row], part: str, images: int) -> Table:
+    """One row per network, with ``network``, ``accuracy`` (0 … 1), ``parameters``, ``flops_per_image``."""
+    table = Table(caption=f"accuracy in % on the {images} images of the {part} part")
+    table.add_column("network")
+    for title in ("accuracy", "parameters", "FLOPs / image"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["network"]),
+            f"{100 * float(row['accuracy']):.2f}",
+            f"{int(row['parameters']):,}",
+            f"{int(row['flops_per_image']):,}",
+        )
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print to standard output; where that is no terminal, as wide as the table is."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by method, the teacher first, then in order of appearance."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row["method"]), []).append(row)
+    return dict(sorted(groups.items(), key=lambda group: group[0] != TEACHER_NAME))
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """``"95.12 ± 0.40"``; without the deviation for a single value."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
+    """Validation accuracy over the epochs, and beside it the test accuracy of every seed.
+
+    Args:
+        metrics: one row per job and epoch, with ``method``, ``seed``, ``epoch``, ``val/accuracy``.
+        results: one row per job, with ``method``, ``seed``, ``test_accuracy``.
+        path: PNG file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(drawing)
+    curves, dots = drawing.subplots(1, 2, width_ratios=(2, 1))
+    groups = by_method(results)
+    colours = {method: "0.35" if method == TEACHER_NAME else f"C{number}" for number, method in enumerate(groups)}
+    for method, rows in by_method(metrics).items():
+        epochs, lowest, mean, highest = _band(rows)
+        style = "--" if method == TEACHER_NAME else "-"
+        curves.plot(epochs, mean, style, color=colours[method], label=method, linewidth=1.6)
+        curves.fill_between(epochs, lowest, highest, color=colours[method], alpha=0.15, linewidth=0)
+    curves.set(xlabel="epoch", ylabel="validation accuracy (%)", title="while training")
+    curves.set_ylim(top=100.5, bottom=_lower_end([100 * float(row["val/accuracy"]) for row in metrics]))
+    if metrics:
+        curves.legend(loc="lower right", frameon=False)
+    for place, (method, rows) in enumerate(groups.items()):
+        values = [100 * float(row["test_accuracy"]) for row in rows]
+        dots.plot([place] * len(values), values, "o", color=colours[method], alpha=0.7)
+        dots.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=colours[method])
+    dots.set(ylabel="test accuracy (%)", title="each network, and the mean", xlim=(-0.6, len(groups) - 0.4))
+    dots.set_xticks(range(len(groups)), list(groups), rotation=20)
+    low, high = dots.get_ylim()
+    spare = max(LEAST_SPAN - (high - low), 0) / 2
+    dots.set_ylim(low - spare, min(high + spare, 100.5))
+    for axes in (curves, dots):
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, dpi=150, format="png")
+
+
+def _lower_end(accuracies: Sequence[float]) -> float:
+    """Where the axis begins: the first epochs may lie below it, so that the later ones can be told apart."""
+    return max(min(accuracies), statistics.median(accuracies) - LOOK) - 1 if accuracies else 0.0
+
+
+def _band(rows: Sequence[Row]) -> tuple[list[int], list[float], list[float], list[float]]:
+    by_epoch: dict[int, list[float]] = {}
+    for row in rows:
+        by_epoch.setdefault(int(row["epoch"]), []).append(100 * float(row["val/accuracy"]))
+    epochs = sorted(by_epoch)
+    values = [by_epoch[epoch] for epoch in epochs]
+    counted_from_one = [epoch + 1 for epoch in epochs]
+    return counted_from_one, list(map(min, values)), list(map(statistics.fmean, values)), list(map(max, values))

@@ -1,0 +1,121 @@
+"""A Distiller under Lightning, which brings loop, devices, precision, checkpoints and loggers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from blockkd.distiller import Distiller
+
+OptimizerFactory = Callable[[list[Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class DivergedError(ArithmeticError):
+    """A loss term became NaN or infinite; raised before the optimizer step."""
+
+
+class DistillationModule(LightningModule):
+    """Trains the student of a Distiller; the teacher is in no checkpoint.
+
+    Logs, per epoch, ``train/loss``, each term as ``train/<term>``, ``train/accuracy``, ``val/loss`` (cross-entropy of
+    the student), ``val/accuracy`` and, when tested, ``test/accuracy``.
+
+    Args:
+        distiller: the method, with teacher and student.
+        optimizer: parameters → optimizer, for example ``functools.partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: optimizer → learning rate schedule, stepped after each epoch; None anneals the learning rate
+            to 0 along a cosine over the trainer's ``max_epochs``.
+    """
+
+    def __init__(
+        self, distiller: Distiller, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None = None
+    ) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.train_accuracy = MulticlassAccuracy(average="micro")
+        self.val_accuracy = MulticlassAccuracy(average="micro")
+        self.test_accuracy = MulticlassAccuracy(average="micro")
+
+    def forward(self, inputs: Any) -> Float[Tensor, "B K"]:
+        """The student's logits ``(B, K)``."""
+        logits: Tensor = self.distiller.student(inputs)
+        return logits
+
+    def on_fit_start(self) -> None:
+        """Put the student into training mode: Lightning leaves it as it came, perhaps from an evaluation."""
+        self.distiller.train()
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the method which epoch begins."""
+        self.distiller.set_epoch(self.current_epoch)
+
+    def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Float[Tensor, ""]:
+        """One batch → the loss to minimise.
+
+        Raises:
+            DivergedError: a loss term is NaN or infinite.
+        """
+        del batch_idx
+        inputs, targets = batch
+        losses = self.distiller(inputs, targets)
+        self._check_finite(losses.terms)
+        size = len(targets)
+        self.log("train/loss", losses.total, on_step=False, on_epoch=True, batch_size=size)
+        for name, term in losses.terms.items():
+            self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size)
+        self.train_accuracy(losses.logits, targets)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        total: Tensor = losses.total
+        return total
+
+    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+        """Log the student's cross-entropy and accuracy."""
+        del batch_idx
+        inputs, targets = batch
+        logits = self(inputs)
+        self.val_accuracy(logits, targets)
+        size = len(targets)
+        self.log("val/loss", F.cross_entropy(logits, targets), on_epoch=True, batch_size=size)
+        self.log("val/accuracy", self.val_accuracy, on_epoch=True, batch_size=size)
+
+    def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+        """Log the student's accuracy."""
+        del batch_idx
+        inputs, targets = batch
+        self.test_accuracy(self(inputs), targets)
+        self.log("test/accuracy", self.test_accuracy, on_epoch=True, batch_size=len(targets))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over student and the method's own modules, schedule per epoch."""
+        learners = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
+        optimizer = self.make_optimizer(learners)
+        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def _scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        if self.make_scheduler is not None:
+            return self.make_scheduler(optimizer)
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 0:
+            raise ValueError("the cosine schedule needs max_epochs of the Trainer; set it, or give a scheduler")
+        return CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
+
+    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
+        values = torch.stack([term.detach() for term in terms.values()])
+        if torch.isfinite(values).all():  # the only wait for the device in a step
+            return
+        bad = {name: value for name, value in zip(terms, values.tolist(), strict=True) if value - value != 0}
+        listed = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise DivergedError(
+            f"the loss is no longer finite in epoch {self.current_epoch}, step {self.global_step}: {listed}; "
+            "the optimizer step was not taken; a lower learning rate is the usual mend"
+        )
