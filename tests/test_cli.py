@@ -250,6 +250,10 @@ def test_inspect_shows_blocks_stones_and_costs(
     printed = capsys.readouterr().out
     for expected in ("layer1", "16×8×8", "4×8×8 → 16×8×8", "N_3", "272,186", "5,142", "5,065,984", "99,136"):
         assert expected in printed
+    block_1 = 2 * 64 * 9 * (1 * 16 + 6 * 16 * 16)  # stem and six 3×3 convolutions on 8×8, two operations each
+    connector, classifier = 2 * 4 * 16 * 64, 2 * 64 * 10  # a 1×1 convolution on 2×2, and the teacher's last layer
+    assert f" {block_1:,} " in printed
+    assert f" {3 * connector + 2 * classifier:,} " in printed  # the frozen classifier has no weight gradient
     assert not list(tmp_path.iterdir())
     assert main(["inspect", "--method.stones", "[2]"]) == 0
     printed = capsys.readouterr().out
@@ -302,6 +306,10 @@ BAD = {
     "all weights zero": (
         ["distill", "--method.alpha", "0", "--method.beta", "0", "--method.gamma", "0"],
         "above zero",
+    ),
+    "no term": (
+        ["distill", "--method", "KD", "--beside", "{}", "--method.alpha", "0", "--method.beta", "0"],
+        "kd cannot take a step: no loss term is left",
     ),
     "student classes": (["distill", "--student.num_classes", "7"], "the student has 7 classes, the data has 10"),
     "teacher classes": (["distill", "--teacher.network.num_classes", "7"], "the teacher has 7 classes"),

@@ -42,7 +42,7 @@ class Invocation:
     def recipe(self, kind: type[R]) -> R:
         """The recipe with its data built, and factories for the rest."""
         with user_input("cannot use the recipe"):
-            built = self.parser.instantiate_classes(self.config)
+            built = self.parser.instantiate(self.config)
             return kind(**{field.name: built[field.name] for field in fields(kind)})
 
     @contextmanager

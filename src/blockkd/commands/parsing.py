@@ -139,7 +139,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     try:
         with warnings.catch_warnings():
             # What is on jsonargparse's list of suspicious imports is refused below, as no subclass of what is asked.
-            warnings.filterwarnings("ignore", message=r"[\s\S]*import path denylist")
+            warnings.filterwarnings("ignore", message=r"[\s\S]*(import path denylist|JsonargparseDeprecation)")
             config = parser.parse_args(list(argv))
     except ArgumentError as error:
         raise InvalidInputError(_explain(parser, str(error))) from error
