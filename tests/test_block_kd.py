@@ -67,11 +67,12 @@ def test_the_loss_and_its_gradient_are_those_of_the_equations(
             torch.testing.assert_close(ours.grad, other.grad)
 
 
-def test_no_stones_and_no_cross_is_plain_kd_step_for_step() -> None:
+@pytest.mark.parametrize("weights", [{}, {"alpha": 0.7, "beta": 2.0}])
+def test_no_stones_and_no_cross_is_plain_kd_step_for_step(weights: dict[str, float]) -> None:
     teacher, student, x, y = pair(torch.float32)
     twin = copy.deepcopy(student)
-    ours = step(BlockKD(teacher, student, x, stones=[], alpha=0.1, beta=0.9, gamma=0.0), x, y)
-    kd = step(KD(copy.deepcopy(teacher), twin, alpha=0.1, beta=0.9), x, y)
+    ours = step(BlockKD(teacher, student, x, stones=[], gamma=0.0, **weights), x, y)  # type: ignore[arg-type]
+    kd = step(KD(copy.deepcopy(teacher), twin, **weights), x, y)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(ours, kd, strict=True))
 
 
@@ -158,7 +159,7 @@ def test_what_nothing_needs_is_not_computed() -> None:
 
 def test_cross_starts_at_its_epoch() -> None:
     teacher, student, x, y = pair()
-    distiller = BlockKD(teacher, student, x, cross_from_epoch=2)
+    distiller = BlockKD(teacher, student, x, gamma=1.0, cross_from_epoch=2)
     for epoch, on in ((0, False), (1, False), (2, True), (3, True)):
         distiller.set_epoch(epoch)
         assert any(name.startswith("cross/") for name in distiller(x, y).terms) == on
@@ -166,7 +167,7 @@ def test_cross_starts_at_its_epoch() -> None:
 
 def test_the_distance_is_replaceable() -> None:
     teacher, student, x, y = pair()
-    losses = BlockKD(teacher, student, x, distance=SquaredError(), alpha=0.0, gamma=0.0)(x, y)
+    losses = BlockKD(teacher, student, x, distance=SquaredError(), alpha=0.0, beta=1.0)(x, y)
     expected = (losses.logits - teacher(x)).square().mean()
     torch.testing.assert_close(losses.terms["distill/student"].detach(), expected)
 
@@ -275,8 +276,8 @@ def test_context_reaches_student_teacher_and_stones() -> None:
         ({"stone_weights": [1.0, -1.0, 1.0]}, "zero or more"),
         ({"n_blocks": 2, "teacher_blocks": ["stages.2"]}, "same number of blocks"),
         ({"n_blocks": 0}, "at least 1"),
-        ({"alpha": 0.0, "beta": 0.0, "cross_from_epoch": 3}, "nothing would be learned"),
-        ({"alpha": 0.0, "beta": 0.0, "stones": []}, "nothing would be learned"),
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "cross_from_epoch": 3}, "nothing would be learned"),
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "stones": []}, "nothing would be learned"),
         ({"n_blocks": 9}, "can be cut after"),
     ],
 )
@@ -313,3 +314,13 @@ def test_a_student_that_cannot_train_in_blocks_is_refused() -> None:
     teacher, _, x, _ = pair(torch.float32)
     with pytest.raises(PartitionError, match="random"):
         BlockKD(teacher, networks.RandomDepth(), x)
+
+
+def test_a_cross_that_never_starts_is_told() -> None:
+    teacher, student, x, _ = pair()
+    distiller = BlockKD(teacher, student, x, gamma=1.0, cross_from_epoch=20)
+    with pytest.warns(UserWarning, match="L_cross has no effect: it starts at epoch 20 and training ends after 10"):
+        distiller.check_schedule(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller.check_schedule(21)

@@ -43,7 +43,8 @@ class BlockKD(BlockwiseDistiller):
         n_blocks: into how many blocks to cut; by default as many as the network with fewer stages has.
         stones: ``"all"``, ``"last"`` (the cheapest: ``N_n`` costs one classifier), or a list such as ``[2, 3]``.
         make_connector: (student feature, teacher feature) → connector; ``blockkd.connector`` by default.
-        alpha, beta, gamma: the weights α, β, γ of the three losses.
+        alpha, beta, gamma: the weights α, β, γ of the three losses. The paper lets ``L_cross`` start at epoch 200 of
+            240: give ``gamma`` together with ``cross_from_epoch``.
         distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
         stone_weights: the weights w_i, one for each stone chosen; by default ``1 / 2^(n-i)``.
         cross_from_epoch: the epoch, from 0, from which on ``L_cross`` counts; ``set_epoch`` tells the time.
@@ -65,9 +66,9 @@ class BlockKD(BlockwiseDistiller):
         n_blocks: int | None = None,
         stones: Stones = "all",
         make_connector: Callable[[Feature, Feature], nn.Module] = connector,
-        alpha: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
+        alpha: float = 0.1,
+        beta: float = 0.9,
+        gamma: float = 0.0,
         distance: LogitDistance | None = None,
         stone_weights: Sequence[float] | None = None,
         cross_from_epoch: int = 0,
@@ -122,6 +123,15 @@ class BlockKD(BlockwiseDistiller):
             for name, learner in learners.items()
         }
         return Losses.of(terms, logits)
+
+    def check_schedule(self, epochs: int) -> None:
+        """Warn when ``L_cross`` would start after the last epoch."""
+        if self.gamma and self.cross_from_epoch >= epochs:
+            warnings.warn(
+                f"L_cross has no effect: it starts at epoch {self.cross_from_epoch} and training ends after {epochs}; "
+                "lower cross_from_epoch",
+                stacklevel=2,
+            )
 
     def _stone_logits(
         self, features: Sequence[Tensor], **context: Float[Tensor, "B ..."]

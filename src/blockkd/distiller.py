@@ -68,6 +68,10 @@ class Distiller(nn.Module, ABC):
         """Tell the method which epoch (from 0) begins; schedules such as the start of ``L_cross`` hang on it."""
         self.epoch = epoch
 
+    def check_schedule(self, epochs: int) -> None:
+        """Warn of settings that have no effect in a training of so many epochs."""
+        del epochs
+
     @torch.no_grad()
     def teacher_logits(self, inputs: Any, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
         """The teacher's logits ``(B, K)``, without gradient.

@@ -52,8 +52,10 @@ class DistillationModule(LightningModule):
         return logits
 
     def on_fit_start(self) -> None:
-        """Put the student into training mode: Lightning leaves it as it came, perhaps from an evaluation."""
+        """Put the student into training mode (Lightning leaves it as it came) and look at the method's schedule."""
         self.distiller.train()
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
+            self.distiller.check_schedule(self.trainer.max_epochs)
 
     def on_train_epoch_start(self) -> None:
         """Tell the method which epoch begins."""

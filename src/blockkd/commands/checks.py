@@ -79,7 +79,6 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
     example = recipe.data.example()
     student = build_network(recipe.student, "student")
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
-    _check_batch_norm(student, recipe.data, "student")
     for name, factory in methods.items():
         if name == TEACHER_NAME or not re.fullmatch(r"\w[\w.-]*", name):
             raise InvalidInputError(
@@ -88,6 +87,7 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
         spare_teacher = build_network(recipe.teacher.network, "teacher")
         spare_student = build_network(recipe.student, "student")
         distiller = build_method(factory, name, spare_teacher, spare_student, example)
+        _check_batch_norm(distiller, recipe.data, f"student under {name}")
         with user_input(f"{name} cannot take a step"):
             labels = recipe.data.parts.test.labels[: len(example)]
             distiller(example, labels)
