@@ -1,7 +1,11 @@
 """Laws of Block-KD, against the equations written out."""
 
 import copy
+import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -324,3 +328,29 @@ def test_a_cross_that_never_starts_is_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         distiller.check_schedule(21)
+
+
+def test_a_pickled_distiller_is_the_same() -> None:
+    teacher, student, x, y = pair()
+    distiller = BlockKD(teacher, student, x)
+    again = pickle.loads(pickle.dumps(distiller))
+    assert torch.equal(again(x, y).total, distiller(x, y).total)
+
+
+def test_the_whole_step_compiles_to_one_graph() -> None:
+    code = """
+import torch
+import blockkd
+from tests.networks import Plain
+torch.manual_seed(0)
+x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 3, 4, 1])
+distiller = blockkd.BlockKD(Plain((6, 8, 12)), Plain((3, 4, 5)), x, gamma=1.0).eval()
+compiled = torch.compile(distiller, fullgraph=True, backend="aot_eager")
+torch.testing.assert_close(compiled(x, y).total, distiller(x, y).total)
+compiled(x, y).total.backward()
+"""
+    # In a process of its own, without the checks of shapes that the tests put around every function.
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -105,8 +105,7 @@ class BlockKD(BlockwiseDistiller):
         learners = {"student": logits} | {f"stone_{i}": stones[i] for i in stones}
         weights = {"student": 1.0} | {f"stone_{i}": self.stone_weights[i] for i in stones}
         teacher = self.teacher_logits(inputs, **context) if self.beta else None
-        for other in (teacher, *stones.values()):
-            check_logits(logits, targets, other)
+        check_logits(logits, targets, teacher, *stones.values())
 
         parts: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
         if self.alpha:

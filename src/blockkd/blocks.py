@@ -1,6 +1,7 @@
 """A network as n runnable blocks and a classifier (the paper's ``T = T_c ∘ T_n ∘ … ∘ T_1``)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,13 +27,21 @@ class Block(nn.Module):
     def __init__(self, network: nn.Module, training: Segment, evaluation: Segment) -> None:
         super().__init__()
         self._network = (network,)  # in a tuple, which nn.Module does not register
-        self._run = {True: training.function(), False: evaluation.function()}
+        self._segments = {True: training, False: evaluation}
+        self._run = {mode: segment.function() for mode, segment in self._segments.items()}
         self._targets = sorted(training.targets() | evaluation.targets())
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         network = self._network[0]
         return self._run[network.training](network, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}  # compiled code: made again
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = {mode: segment.function() for mode, segment in self._segments.items()}
 
     def refresh(self) -> None:
         """Register what the network holds now."""

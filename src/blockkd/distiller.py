@@ -98,23 +98,29 @@ class Distiller(nn.Module, ABC):
 
 
 def check_logits(
-    student: Float[Tensor, "..."], targets: Int[Tensor, " B"], teacher: Float[Tensor, "..."] | None = None
+    student: Float[Tensor, "..."], targets: Int[Tensor, " B"], *others: Float[Tensor, "..."] | None
 ) -> None:
     """Compare what the networks say with each other and with the labels.
 
-    Labels are looked at only where that costs no wait for a device (on the CPU).
+    Labels are looked at only where that costs no wait for a device: on the CPU, and outside of compiled code.
+
+    Args:
+        student: the student's logits ``(B, K)``.
+        targets: labels ``(B,)``.
+        others: logits of the teacher, or that come out of it, which must have the same shape.
 
     Raises:
         ValueError: logits that are not ``(B, K)``, class counts that differ, labels outside ``0 … K-1``.
     """
     if student.ndim != 2:
         raise ValueError(f"the student gave logits of shape {tuple(student.shape)}, expected (batch, classes)")
-    if teacher is not None and teacher.shape != student.shape:
-        raise ValueError(
-            f"the teacher gave logits of shape {tuple(teacher.shape)} and the student {tuple(student.shape)}: "
-            "both must tell the same classes apart; give one of them a head with as many outputs as the other"
-        )
-    if targets.device.type == "cpu" and len(targets):
+    for other in others:
+        if other is not None and other.shape != student.shape:
+            raise ValueError(
+                f"the teacher gave logits of shape {tuple(other.shape)} and the student {tuple(student.shape)}: "
+                "both must tell the same classes apart; give one of them a head with as many outputs as the other"
+            )
+    if targets.device.type == "cpu" and len(targets) and not torch.compiler.is_compiling():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= student.shape[1]:
             wrong = low if low < 0 else high

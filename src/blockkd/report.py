@@ -109,7 +109,7 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
         dots.plot([place] * len(values), values, "o", color=colours[method], alpha=0.7)
         dots.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=colours[method])
     dots.set(ylabel="test accuracy (%)", title="each network, and the mean", xlim=(-0.6, len(groups) - 0.4))
-    dots.set_xticks(range(len(groups)), list(groups), rotation=20)
+    dots.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right", rotation_mode="anchor")
     low, high = dots.get_ylim()
     spare = max(LEAST_SPAN - (high - low), 0) / 2
     dots.set_ylim(low - spare, min(high + spare, 100.5))
