@@ -1,10 +1,10 @@
-"""The open points of Block-KD, measured on a cheap task: what the paper leaves open, and what little it takes to decide.
+"""The open points of Block-KD, measured on a cheap task.
 
     python benchmarks/open_points.py            # writes benchmarks/results/open_points.csv, prints the table
 
-Digits with 400 training images; accuracy is measured on the 857 images that are neither among these nor in the test set,
-at the last epoch. Every variant gets the same three learning rates and seeds; the table shows each at the rate that is
-best in the mean over the seeds.
+Digits with 400 training images; accuracy is measured at the last epoch on the 857 images that are neither among these
+nor in the test set. Every variant gets the same three learning rates and seeds; the table shows each at the rate that
+is best in the mean over the seeds.
 """
 
 import argparse
@@ -58,9 +58,8 @@ def total(losses: Losses, distiller: Distiller, unweighted: bool) -> Tensor:
     """The loss; with ``unweighted``, L_cross without the stone weights w_i."""
     if not unweighted or not isinstance(distiller, BlockKD):
         return losses.total
-    extra = [
-        losses.terms[f"cross/stone_{i}"] * (1 / weight - 1) for i, weight in distiller.stone_weights.items() if weight < 1
-    ]
+    weights = distiller.stone_weights.items()
+    extra = [losses.terms[f"cross/stone_{i}"] * (1 / weight - 1) for i, weight in weights if weight < 1]
     return losses.total + torch.stack(extra).sum()
 
 

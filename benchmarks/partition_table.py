@@ -1,6 +1,6 @@
 """Writes docs/partition.md: how sixty classifiers of timm and torchvision are cut.
 
-    python benchmarks/partition_table.py
+python benchmarks/partition_table.py
 """
 
 import sys
@@ -13,7 +13,7 @@ import torchvision
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
-from blockkd import PartitionError, partition  # noqa: E402
+from blockkd import PartitionError, partition  # noqa: E402, I001
 from blockkd.models import create_model  # noqa: E402
 from tests.sixty import SIDES  # noqa: E402
 

@@ -3,6 +3,7 @@
 All but the networks': while a network is traced, its input is a symbol and no tensor.
 """
 
+import torch
 from jaxtyping import install_import_hook
 
 CHECKED = (
@@ -13,8 +14,11 @@ CHECKED = (
     "examples",
     "features",
     "objectives",
-    "partition",
+    "partitioning",
     "stones",
 )
 # Installed before any test imports blockkd.
 install_import_hook([f"blockkd.{name}" for name in CHECKED], "beartype.beartype")
+
+# The tests run side by side, on networks that gain nothing from a second thread.
+torch.set_num_threads(1)

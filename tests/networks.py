@@ -196,6 +196,95 @@ class HiddenBranch(nn.Module):
         return self.head(self.parts(x))
 
 
+class ModeDependent(nn.Module):
+    """One operation more while it trains, before the first cut, of the kind after which cuts lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(c, d, 3, 2, 1) for c, d in ((3, 4), (4, 8), (8, 8)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = torch.relu(x + torch.randn_like(x))
+        x = torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x))))))
+        return self.head(x.mean((2, 3)))
+
+
+class Aliasing(nn.Module):
+    """Changes a tensor under another name of it, which a recorded graph does not repeat; the head starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        before = x
+        x += 1
+        return self.head(self.second(x) + before)
+
+
+class Resolving(nn.Module):
+    """Decides by the size of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv(3, 4), conv(4, 8, stride=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 20:
+            x = nn.functional.max_pool2d(x, 2)
+        return self.head(self.second(self.first(x)).mean((2, 3)))
+
+
+class Context(nn.Module):
+    """Switches gradients off for its first stage, in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv(3, 4), conv(4, 8, stride=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = torch.relu(self.first(x))
+        return self.head(self.second(x).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """Layers that give more than what is used, a tensor that is no buffer, and tensors made of the input's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LSTM(6, 6, batch_first=True) for _ in range(3))
+        self.scale = torch.full((6,), 0.5)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            start = torch.zeros(1, x.size(0), 6, dtype=x.dtype)
+            x, _ = layer(x * self.scale, (start, start))
+        return self.head(x[:, -1])
+
+
+class Waveform(nn.Module):
+    """Convolutions in one dimension."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv1d(i, o, 3, s, 1), nn.BatchNorm1d(o), nn.ReLU())
+                for i, o, s in ((1, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+            )
+        )
+        self.head = nn.Linear(4 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(x).mean(2))
+
+
 class Tokens(nn.Module):
     """A small vision transformer of torch's own layers, with class token and positions."""
 
@@ -236,4 +325,7 @@ CUTTABLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "hidden-branch": (HiddenBranch, VECTOR),
     "tokens": (Tokens, IMAGE),
     "perceptron": (perceptron, (3, 4, 4)),
+    "recurrent": (Recurrent, (4, 6)),
+    "waveform": (Waveform, (1, 32)),
+    "resolving": (Resolving, IMAGE),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 from blockkd.baselines.logits import KD, CrossEntropy
@@ -217,10 +218,15 @@ def test_sizes_held_by_a_graph_are_no_silent_mistake() -> None:
             return self.head(x.mean((2, 3)) * (height / 16))
 
     _, student, x, y = pair(torch.float32)
-    distiller = BlockKD(Sized((6, 8, 12)), student, x)
-    distiller(x, y)
-    with pytest.raises(ValueError, match=r"Sized was cut for inputs \(3, 16, 16\).*example=inputs"):
-        distiller(torch.randn(4, 3, 32, 32), y)
+    teacher = Sized((6, 8, 12))
+    distiller = BlockKD(teacher, student, x)
+    assert distiller.teacher_blocks.only_for == x.shape[1:]
+    wide = torch.randn(4, 3, 32, 32)
+    with pytest.raises(PartitionError, match=r"Sized was cut for inputs \(3, 16, 16\).*got \(3, 32, 32\)"):
+        distiller.teacher_blocks(wide)
+    distiller(wide, y)  # cut again, at the same places
+    assert torch.equal(distiller.teacher_blocks(wide), teacher(wide))
+    assert distiller.teacher_blocks.names == ("stages.0", "stages.1", "stages.2")
 
 
 def test_names_and_ready_made_blocks() -> None:
@@ -354,3 +360,37 @@ compiled(x, y).total.backward()
         [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([[0], [1], [2], [3]]), torch.tensor([0, 1])]
+)
+def test_labels_that_are_none(labels: Tensor) -> None:
+    teacher, student, x, _ = pair()
+    distiller = BlockKD(teacher, student, x)
+    with pytest.raises((ValueError, TypeCheckError), match=r"expected one whole number|targets"):
+        distiller(x, labels)
+
+
+def test_a_student_from_an_evaluation_is_trained() -> None:
+    teacher, student, x, _ = pair()
+    distiller = BlockKD(teacher, student.eval(), x)
+    assert distiller.training
+    assert all(module.training for module in student.modules())
+
+
+def test_gradients_switched_on_for_the_teacher_are_switched_off_again() -> None:
+    teacher, student, x, y = pair()
+    distiller = BlockKD(teacher, student, x)
+    teacher.requires_grad_(True)
+    distiller(x, y).total.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_sequences_of_another_channel_order() -> None:
+    torch.manual_seed(0)
+    distiller = BlockKD(networks.Waveform(8), networks.Waveform(4), torch.randn(2, 1, 64))
+    assert [feature.layout for feature in distiller.student_blocks.features] == ["CL", "CL", "CL"]
+    distiller(torch.randn(4, 1, 64), torch.tensor([0, 1, 2, 3])).total.backward()
+    weight = distiller.connectors["1"].get_parameter("project.weight")
+    assert weight.shape[:2] == (8, 4)

@@ -2,13 +2,15 @@
 
 import copy
 import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from blockkd.blocks import Blocks, PartitionError
-from blockkd.partitioning import Survey, partition, partition_pair
+from blockkd.partitioning import Survey, cut_pair, partition
 from blockkd.tracing import undisturbed
 from tests import networks
 from tests.networks import CUTTABLE, IMAGE
@@ -286,7 +288,7 @@ def test_an_example_without_examples(example: Tensor) -> None:
 def test_pairs_are_aligned_by_resolution() -> None:
     example = torch.randn(2, 3, 32, 32)
     teacher, student = networks.Plain((4, 8, 16, 32)), networks.Plain((4, 8, 8))
-    theirs, ours = partition_pair(Survey(teacher, example), Survey(student, example))
+    theirs, ours = cut_pair(Survey(teacher, example), Survey(student, example))
     assert [p.feature.grid for p in ours] == [(32, 32), (16, 16), (8, 8)]
     assert [p.feature.grid for p in theirs] == [(32, 32), (16, 16), (4, 4)]
 
@@ -300,3 +302,79 @@ def test_blocks_by_hand() -> None:
     assert [f.shape for f in blocks.measure(example)] == [(4, 16, 16), (8, 8, 8), (16, 4, 4)]
     with pytest.raises(PartitionError, match="at least one block"):
         Blocks([], head)
+
+
+def test_a_cut_that_lies_elsewhere_in_training_is_no_cut() -> None:
+    blocks = partition(networks.ModeDependent(), torch.randn(2, *IMAGE))
+    assert "lies at another place" in str(blocks.training_error)
+
+
+def test_what_a_graph_does_not_repeat_is_found_by_comparing() -> None:
+    with pytest.raises(PartitionError, match="do not give what the network gives"):
+        partition(networks.Aliasing(), torch.randn(2, 6))
+
+
+def test_switched_gradients_are_refused() -> None:
+    with pytest.raises(PartitionError, match="switches autocast or gradients"):
+        partition(networks.Context(), torch.randn(2, *IMAGE))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_what_is_switched_around_the_partition_does_not_matter(
+    around: Callable[[], AbstractContextManager[None]],
+) -> None:
+    network, example = made("plain")
+    with around():
+        blocks = partition(network, example)
+    assert len(blocks) == 3
+
+
+def test_sizes_that_decided_something_bind_the_blocks() -> None:
+    network, example = made("resolving")
+    blocks = partition(network, example)
+    assert blocks.only_for == torch.Size(IMAGE)
+    with pytest.raises(PartitionError, match="was cut for inputs"):
+        blocks(torch.randn(2, 3, 32, 32))
+    assert partition(*made("plain")).only_for is None
+
+
+def test_a_last_stage_of_one_place_is_a_stage() -> None:
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(networks.conv(8, 8) for _ in range(5)))
+    network = nn.Sequential(
+        nn.Sequential(networks.conv(3, 8), networks.conv(8, 8)),
+        nn.Sequential(networks.conv(8, 8, 2), networks.conv(8, 8)),
+        nn.MaxPool2d(2),
+        deep,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    assert partition(network, torch.randn(2, 3, 4, 4)).names == ("0", "1", "3")
+
+
+def test_a_stem_is_no_stage() -> None:
+    body = [networks.conv(8, 8, 2), *(networks.conv(8, 8) for _ in range(20))]
+    tail = [networks.conv(8, 8, 2), *(networks.conv(8, 8) for _ in range(10))]
+    network = nn.Sequential(
+        networks.conv(3, 8), nn.Sequential(*body), nn.Sequential(*tail), nn.Flatten(), nn.Linear(8 * 16, 5)
+    )
+    assert partition(network, torch.randn(2, *IMAGE)).names == ("1", "2")
+
+
+def test_an_example_that_the_network_does_not_take() -> None:
+    with pytest.raises(PartitionError, match=r"does not accept an example of shape \(2, 4, 16, 16\)"):
+        partition(networks.Plain(), torch.randn(2, 4, 16, 16))
+
+
+def test_cuts_match_those_named_in_the_other_network() -> None:
+    example = torch.randn(2, 3, 32, 32)
+    theirs, ours = Survey(networks.Plain(), example), Survey(networks.Plain((3, 4, 5)), example)
+    named, found = cut_pair(theirs, ours, teacher_names=["stages.0", "stages.1"])
+    assert [p.name for p in named] == [p.name for p in found] == ["stages.0", "stages.1"]
+    assert [p.name for p in cut_pair(theirs, ours, student_names=["stages.1"])[0]] == ["stages.1"]
+
+
+def test_a_compiled_network_is_cut_like_the_network_itself() -> None:
+    network, example = made("plain")
+    assert partition(torch.compile(network), example).names == partition(network, example).names  # type: ignore[arg-type]

@@ -46,7 +46,8 @@ class BlockKD(BlockwiseDistiller):
         alpha, beta, gamma: the weights α, β, γ of the three losses. The paper lets ``L_cross`` start at epoch 200 of
             240: give ``gamma`` together with ``cross_from_epoch``.
         distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
-        stone_weights: the weights w_i, one for each stone chosen; by default ``1 / 2^(n-i)``.
+        stone_weights: the weights w_i, one for each stone chosen; by default ``1 / 2^(n-i)``. A stone of weight 0
+            is none.
         cross_from_epoch: the epoch, from 0, from which on ``L_cross`` counts; ``set_epoch`` tells the time.
         detach_ensemble: treat ``Y^ens`` as a target, without gradient through it.
 
@@ -82,20 +83,22 @@ class BlockKD(BlockwiseDistiller):
             student_blocks=student_blocks,
             n_blocks=n_blocks,
         )
-        self.stones = chosen_stones(stones, len(self.student_blocks))
+        chosen = chosen_stones(stones, len(self.student_blocks))
+        self.stone_weights = _stone_weights(stone_weights, chosen, len(self.student_blocks))
+        self.stones = tuple(self.stone_weights)
         self.connect(self.stones, make_connector)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.distance = distance if distance is not None else KL()
-        self.stone_weights = _stone_weights(stone_weights, self.stones, len(self.student_blocks))
         self.cross_from_epoch = cross_from_epoch
+        self._crossing = cross_from_epoch <= 0  # a bool, on which compiled code may hang; the epoch changes too often
         self.detach_ensemble = detach_ensemble
         _check_weights(alpha=alpha, beta=beta, gamma=gamma)
-        if not alpha and not beta and (cross_from_epoch > 0 or not any(self.stone_weights.values())):
+        if not alpha and not beta and (cross_from_epoch > 0 or not self.stones):
             raise ValueError(
                 f"only gamma is above zero, but L_cross needs stones (got {list(self.stones)}) and starts at epoch "
                 f"{cross_from_epoch}: nothing would be learned; give alpha or beta a weight"
             )
-        if gamma and not any(self.stone_weights.values()):
+        if gamma and not self.stones:
             warnings.warn(f"gamma is {gamma} but there are no stones, so L_cross has no effect", stacklevel=2)
 
     def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
@@ -112,7 +115,7 @@ class BlockKD(BlockwiseDistiller):
             parts["task"] = self.alpha, lambda learner: cross_entropy(learner, targets)
         if teacher is not None:
             parts["distill"] = self.beta, lambda learner: self.distance(learner, teacher, targets)
-        if self.gamma and stones and self.epoch >= self.cross_from_epoch:
+        if self.gamma and stones and self._crossing:
             ensemble = torch.stack(list(stones.values())).mean(dim=0)
             ensemble = ensemble.detach() if self.detach_ensemble else ensemble
             parts["cross"] = self.gamma, lambda learner: self.distance(learner, ensemble, targets)
@@ -122,6 +125,11 @@ class BlockKD(BlockwiseDistiller):
             for name, learner in learners.items()
         }
         return Losses.of(terms, logits)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell which epoch (from 0) begins: ``L_cross`` counts from ``cross_from_epoch`` on."""
+        super().set_epoch(epoch)
+        self._crossing = epoch >= self.cross_from_epoch
 
     def check_schedule(self, epochs: int) -> None:
         """Warn when ``L_cross`` would start after the last epoch."""
@@ -135,11 +143,10 @@ class BlockKD(BlockwiseDistiller):
     def _stone_logits(
         self, features: Sequence[Tensor], **context: Float[Tensor, "B ..."]
     ) -> dict[int, Float[Tensor, "B K"]]:
-        used = [i for i in self.stones if self.stone_weights[i]]
-        if not used:
+        if not self.stones:
             return {}
         self._keep_teacher_frozen()
-        connected = {i: self.connectors[str(i)](features[i - 1]) for i in used}
+        connected = {i: self.connectors[str(i)](features[i - 1]) for i in self.stones}
         return stone_logits(self.teacher_blocks, connected, **context)
 
 
@@ -150,7 +157,7 @@ def _stone_weights(given: Sequence[float] | None, stones: Sequence[int], n: int)
         raise ValueError(f"stone_weights has {len(given)} weights for the {len(stones)} stones {list(stones)}")
     if any(weight < 0 for weight in given):
         raise ValueError(f"stone_weights is {list(given)}, expected weights of zero or more")
-    return dict(zip(stones, given, strict=True))
+    return {i: weight for i, weight in zip(stones, given, strict=True) if weight}  # of weight 0: not taken
 
 
 def _check_weights(**weights: float) -> None:

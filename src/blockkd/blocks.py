@@ -40,7 +40,7 @@ class Block(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_run"}  # compiled code: made again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._run = {mode: segment.function() for mode, segment in self._segments.items()}
 
     def refresh(self) -> None:
@@ -73,7 +73,7 @@ class Blocks(nn.Module):
         names: after which submodule or operation each block ends.
         network: the network behind the blocks, where there is one.
         training_error: why the blocks cannot be run in training mode, where they cannot.
-        fixed: the blocks hold for the resolution of the example only.
+        only_for: the shape ``(...)`` of one input for which alone the blocks hold, where they hold sizes of it.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Blocks(nn.Module):
         names: Sequence[str] = (),
         network: nn.Module | None = None,
         training_error: str | None = None,
-        fixed: bool = False,
+        only_for: torch.Size | None = None,
     ) -> None:
         super().__init__()
         if not blocks:
@@ -96,7 +96,7 @@ class Blocks(nn.Module):
         self.names = tuple(names) or tuple(f"blocks.{i}" for i in range(len(blocks)))
         self._network = (network,)
         self.training_error = training_error
-        self.fixed = fixed
+        self.only_for = only_for
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -115,6 +115,11 @@ class Blocks(nn.Module):
         """Features after every block, and logits ``(B, K)``."""
         if self.training_error is not None and self.network.training:
             raise PartitionError(self.training_error)
+        if self.only_for is not None and x.shape[1:] != self.only_for:
+            raise PartitionError(
+                f"{type(self.network).__name__} was cut for inputs {tuple(self.only_for)} and holds sizes of them, got "
+                f"{tuple(x.shape[1:])}: partition it with such an example"
+            )
         features = []
         for block in self.blocks:
             x = block(x, **context)

@@ -10,7 +10,7 @@ from blockkd.blocks import Blocks, PartitionError
 from blockkd.distiller import Distiller
 from blockkd.examples import example_for
 from blockkd.features import Feature
-from blockkd.partitioning import Survey, partition, partition_pair
+from blockkd.partitioning import Survey, cut_pair, partition
 from blockkd.tracing import undisturbed
 
 
@@ -100,16 +100,17 @@ class BlockwiseDistiller(Distiller):
         if any(module.training for module in self.teacher_blocks.modules()):
             self.teacher_blocks.eval()
 
+    def _cut_again(self, blocks: Blocks, inputs: Tensor) -> Blocks:
+        """Blocks that hold for these inputs: new ones, at the same places, where the old ones hold sizes."""
+        if blocks.only_for is None or blocks.only_for == inputs.shape[1:]:
+            return blocks
+        return partition(blocks.network, inputs[:2], after=blocks.names, frozen=blocks is self.teacher_blocks)
+
     def _adapt(self, inputs: Tensor, **context: Float[Tensor, "B ..."]) -> None:
         """Fit the connectors to the resolution of these inputs, if it is another than before."""
         if inputs.shape[1:] == self._input_shape:
             return
-        fixed = [blocks for blocks in self._blocks if blocks.fixed]
-        if fixed:
-            raise ValueError(
-                f"{type(fixed[0].network).__name__} was cut for inputs {tuple(self._input_shape)} and holds sizes of "
-                f"them, got {tuple(inputs.shape[1:])}: build {type(self).__name__} with example=inputs"
-            )
+        self._blocks = self._cut_again(self.teacher_blocks, inputs), self._cut_again(self.student_blocks, inputs)
         few = {name: value[:2] for name, value in context.items()}
         theirs, ours = (blocks.measure(inputs[:2], **few) for blocks in self._blocks)
         for stage, connector in self.connectors.items():
@@ -144,15 +145,18 @@ def _matching_blocks(
             f"teacher and student must have the same number of blocks, got {sorted(counts)}: name as many cuts in "
             "one as in the other"
         )
-    if not wishes:
-        surveys = Survey(teacher, example), Survey(student, example)
-        theirs, ours = partition_pair(*surveys, n_blocks)
-        return surveys[0].cut(theirs, frozen=True), surveys[1].cut(ours)
-    n = counts.pop()
-    return (
-        _blocks_of(teacher, example, teacher_blocks, n, frozen=True),
-        _blocks_of(student, example, student_blocks, n, frozen=False),
-    )
+    if any(isinstance(wish, str) for wish in wishes):
+        raise PartitionError(f"teacher_blocks and student_blocks must be lists of names, got {wishes}")
+    if any(isinstance(wish, Blocks) for wish in wishes):
+        n = counts.pop()
+        return (
+            _blocks_of(teacher, example, teacher_blocks, n, frozen=True),
+            _blocks_of(student, example, student_blocks, n, frozen=False),
+        )
+    theirs, ours = Survey(teacher, example), Survey(student, example)
+    names = [wish for wish in (teacher_blocks, student_blocks) if not isinstance(wish, Blocks)]
+    pair = cut_pair(theirs, ours, names[0], names[1], n_blocks)
+    return theirs.cut(pair[0], frozen=True), ours.cut(pair[1])
 
 
 def _blocks_of(

@@ -5,8 +5,6 @@ layer norm for tokens and vectors; a grid larger than the teacher's is pooled be
 so that the mapping always runs on the smaller grid. Between maps and tokens the tokens are laid out on their grid.
 """
 
-from math import isqrt
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,7 +31,7 @@ def connector(student: Feature, teacher: Feature) -> nn.Module:
             f"no connector leads from a student feature {student} to a teacher feature {teacher}: one has places and "
             "the other has none; cut both networks before pooling, or give a connector of your own"
         )
-    if teacher.layout in ("CHW", "HWC"):
+    if teacher.layout in ("CHW", "HWC", "CL"):
         return MapConnector(student, teacher)
     return TokenConnector(student, teacher)
 
@@ -58,10 +56,12 @@ class MapConnector(nn.Module):
 
     def forward(self, feature: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """``(B, *student.shape) → (B, *teacher.shape)``."""
-        grid = _map_grid(self.target)
+        grid = self.target.places
         maps = _to_maps(feature, self.source)
         maps = self.norm(self.project(_shrink(maps, grid)))
         maps = _grow(maps, grid)
+        if self.target.layout == "CL":
+            return maps.squeeze(2)
         return maps if self.target.layout == "CHW" else maps.permute(0, 2, 3, 1)
 
 
@@ -82,7 +82,7 @@ class TokenConnector(nn.Module):
         self.source, self.target = student, teacher
         self.project = nn.Linear(student.channels, teacher.channels)
         self.norm = nn.LayerNorm(teacher.channels)
-        prefix = _prefix(teacher) if teacher.grid and student.area != teacher.area else 0
+        prefix = 0 if self._straight() else teacher.prefix
         self.offset = nn.Parameter(torch.zeros(prefix, teacher.channels)) if prefix else None
 
     def fit(self, student: Feature, teacher: Feature) -> None:
@@ -91,9 +91,9 @@ class TokenConnector(nn.Module):
 
     def forward(self, feature: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """``(B, *student.shape) → (B, *teacher.shape)``."""
-        if self.source.layout in ("D", "LD") and self.source.grid == self.target.grid:
+        if self._straight():
             return self.norm(self.project(feature))
-        grid = _map_grid(self.target)
+        grid = self.target.places
         maps = _shrink(_to_maps(feature, self.source), grid)
         tokens = self.norm(self.project(maps.flatten(2).transpose(1, 2)))
         places = _grow(tokens.transpose(1, 2).unflatten(2, maps.shape[2:]), grid)
@@ -103,21 +103,9 @@ class TokenConnector(nn.Module):
         prefix = tokens.mean(dim=1, keepdim=True) + self.offset
         return torch.cat([prefix, tokens], dim=1)
 
-
-def _map_grid(feature: Feature) -> tuple[int, int]:
-    """``(H, W)`` of a map, or of the square on which a sequence's places lie."""
-    if feature.layout != "LD":
-        height, width = feature.grid
-        return height, width
-    side = isqrt(feature.area)
-    return side, side
-
-
-def _prefix(feature: Feature) -> int:
-    """How many tokens stand before those of the grid: none for maps."""
-    if feature.layout != "LD":
-        return 0
-    return feature.area - isqrt(feature.area) ** 2
+    def _straight(self) -> bool:
+        """Token by token, prefix included."""
+        return self.source.layout == self.target.layout and self.source.grid == self.target.grid
 
 
 def _to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, "B C H W"]:
@@ -125,8 +113,10 @@ def _to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, 
         return feature
     if source.layout == "HWC":
         return feature.permute(0, 3, 1, 2)
-    places = feature[:, _prefix(source) :]
-    return places.transpose(1, 2).unflatten(2, _map_grid(source))
+    if source.layout == "CL":
+        return feature.unsqueeze(2)
+    places = feature[:, source.prefix :]
+    return places.transpose(1, 2).unflatten(2, source.places)
 
 
 def _shrink(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:

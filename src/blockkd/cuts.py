@@ -5,14 +5,16 @@ are not tensors (sizes, dtypes, devices) do not hinder a cut when they can be re
 tensors that depend on parameters only, since the later block can compute them itself.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log2
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from blockkd.features import Feature, feature_of
 from blockkd.tracing import Fact, Key, Path, Trace
@@ -20,7 +22,7 @@ from blockkd.tracing import Fact, Key, Path, Trace
 # The convolution(s) of a stem are no stage: a stretch of constant resolution with at most so many layers, when they
 # are less than this share of the network's layers and of its parameters ...
 STEM_LAYERS, STEM_SHARE = 3, 0.06
-# ... and layers after pooling belong to the classifier, unless they are this share of the network's layers.
+# ... and as few layers behind the pooling belong to the classifier, when they are less than this share of the layers.
 HEAD_SHARE = 0.25
 FEW_MODULES = 3
 # Networks whose resolution never changes are cut into this many blocks of equal depth, as many as the stages that
@@ -77,7 +79,7 @@ def cut_points(network: nn.Module, one: Trace, two: Trace) -> list[CutPoint]:
     assert image is not None
     points = []
     for node in lone_carriers(one, two):
-        feature = feature_of(one.facts[node].shape, image)
+        feature = feature_of(one.facts[node].shape, image, _channels(network, node))
         if feature is None or depth[node].layers in (0, total.layers):
             continue  # nothing learned before it, or nothing after it
         paths = one.outputs.get(node, [])
@@ -174,14 +176,15 @@ def stage_ends(points: Sequence[CutPoint], total: Depth) -> list[CutPoint]:
     # Too few of them where a network is written as one long list of layers.
     runs = _runs(modules if len({point.depth for point in modules}) >= FEW_MODULES else spatial)
     ends: list[CutPoint] = []
-    for run in runs:
+    for run in _filled(runs, spatial):
         start = ends[-1].depth if ends else 0
         end = _end(run, start)
         layers = end.depth - start
         weights = end.weights - (ends[-1].weights if ends else 0)
         share = max(layers / total.layers, weights / total.weights)
         stem = layers <= STEM_LAYERS and share < STEM_SHARE
-        pooled = bool(ends) and end.feature.area == 1 and layers < HEAD_SHARE * total.layers
+        few = layers <= STEM_LAYERS and layers < HEAD_SHARE * total.layers
+        pooled = bool(ends) and end.feature.area == 1 and few
         if layers > 0 and not stem and not pooled:
             ends.append(end)
     return ends
@@ -196,6 +199,16 @@ def _runs(points: Sequence[CutPoint]) -> list[list[CutPoint]]:
         else:
             runs.append([point])
     return runs
+
+
+def _filled(runs: Sequence[Sequence[CutPoint]], points: Sequence[CutPoint]) -> list[list[CutPoint]]:
+    """Each run with all points of its resolution up to where the next one begins."""
+    places = {point.key: i for i, point in enumerate(points)}
+    starts = [places[run[0].key] for run in runs] + [len(points)]
+    return [
+        [point for point in points[start:end] if point.feature.area == run[-1].feature.area or point in run]
+        for run, start, end in zip(runs, starts, starts[1:], strict=False)
+    ]
 
 
 def choose(points: Sequence[CutPoint], ends: Sequence[CutPoint], n: int | None) -> list[CutPoint]:
@@ -247,13 +260,28 @@ def align(teacher: Sequence[CutPoint], student: Sequence[CutPoint], n: int) -> t
     return min(((t, s) for t in subsets(teacher) for s in subsets(student)), key=apart)
 
 
+def counterparts(named: Sequence[CutPoint], ends: Sequence[CutPoint]) -> list[CutPoint]:
+    """Of one network's stages those whose resolutions are as alike as possible to the ``named`` cuts of the other."""
+    latest_first = list(ends)[::-1]  # so that they win among equals
+    choices = list(combinations(latest_first, len(named)))
+
+    def apart(choice: tuple[CutPoint, ...]) -> float:
+        pairs = zip(named, reversed(choice), strict=True)
+        return sum(abs(log2(a.feature.area / b.feature.area)) for a, b in pairs)
+
+    best = min(choices, key=apart)
+    return list(best[::-1])
+
+
 def _end(run: Sequence[CutPoint], before: int) -> CutPoint:
     halfway = before + (run[-1].depth - before) / 2
     modules = [point for point in run if point.composite and point.depth >= halfway]
     if not modules:
         return run[-1]
     level = min(point.level for point in modules)
-    return [point for point in modules if point.level == level][-1]
+    last = [point for point in modules if point.level == level][-1]
+    # A residual sum in the network's own forward may come behind the module of its branch.
+    return [last, *(point for point in run if point.level <= level and point.depth > last.depth)][-1]
 
 
 def _shares(ends: Sequence[CutPoint], n: int) -> list[int]:
@@ -307,12 +335,37 @@ def depths(network: nn.Module, trace: Trace) -> dict[fx.Node, Depth]:
             module = network.get_submodule(str(node.target).partition(".")[2])
             used = [parameter.shape for parameter in module.parameters() if parameter.ndim >= 2]
         elif node.op == "get_attr":
-            shape = trace.facts[node].shape
+            shape = trace.facts[node].shape if node in trace.facts else None
             used = [shape] if shape is not None and len(shape) >= 2 and shape[0] > 1 else []  # no class token
         layers += len(used)
         weights += sum(shape.numel() for shape in used)
         found[node] = Depth(layers, weights)
     return found
+
+
+# Layers that tell where the channels are in what they give, and what may stand between such a layer and a cut.
+_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.TransformerEncoderLayer)
+_KEEPING = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Dropout, nn.Identity)
+_KEEPING_FUNCTIONS = (F.relu, torch.relu, F.gelu, F.silu, operator.add, operator.iadd, torch.add, F.dropout)
+
+
+def _channels(network: nn.Module, node: fx.Node) -> Literal["first", "last"] | None:
+    """Where the channels are, told from the layer that gave the tensor; None where none is near."""
+    while True:
+        if node.op == "call_module":
+            module = network.get_submodule(str(node.target).partition(".")[2])
+            if isinstance(module, _FIRST):
+                return "first"
+            if isinstance(module, _LAST):
+                return "last"
+            if not isinstance(module, _KEEPING):
+                return None
+        elif node.target not in _KEEPING_FUNCTIONS:
+            return None
+        if not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[-1]  # of a sum the branch that was computed last
 
 
 def _level(path: Path, name: str) -> int:

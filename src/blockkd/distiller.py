@@ -51,7 +51,7 @@ class Distiller(nn.Module, ABC):
         if teacher is not None:
             _check_apart(teacher, student)
             teacher.requires_grad_(False).eval()
-        self.student = student
+        self.student = student.train()  # as a new module is; it may come from an evaluation
         self._teacher = (teacher,)  # in a tuple, which nn.Module does not register
         self.epoch = 0
 
@@ -86,9 +86,11 @@ class Distiller(nn.Module, ABC):
         return logits
 
     def _keep_teacher_frozen(self) -> None:
-        # Someone may have called train() on the teacher itself, or on one of its parts.
+        # Someone may have called train() or requires_grad_() on the teacher itself, or on one of its parts.
         if self.teacher is not None and any(module.training for module in self.teacher.modules()):
             self.teacher.eval()
+        if self.teacher is not None and any(parameter.requires_grad for parameter in self.teacher.parameters()):
+            self.teacher.requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -97,9 +99,7 @@ class Distiller(nn.Module, ABC):
         return self
 
 
-def check_logits(
-    student: Float[Tensor, "..."], targets: Int[Tensor, " B"], *others: Float[Tensor, "..."] | None
-) -> None:
+def check_logits(student: Float[Tensor, "..."], targets: Tensor, *others: Float[Tensor, "..."] | None) -> None:
     """Compare what the networks say with each other and with the labels.
 
     Labels are looked at only where that costs no wait for a device: on the CPU, and outside of compiled code.
@@ -114,6 +114,11 @@ def check_logits(
     """
     if student.ndim != 2:
         raise ValueError(f"the student gave logits of shape {tuple(student.shape)}, expected (batch, classes)")
+    if targets.shape != student.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"the labels are {tuple(targets.shape)} of {targets.dtype}, expected one whole number for each of the "
+            f"{len(student)} examples"
+        )
     for other in others:
         if other is not None and other.shape != student.shape:
             raise ValueError(

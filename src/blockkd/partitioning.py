@@ -1,15 +1,18 @@
 """Any network → blocks: where it can be cut is found by following its forward once."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 
 from blockkd.blocks import Block, Blocks, PartitionError
-from blockkd.cuts import CutError, CutPoint, align, choose, cut_points, depths, stage_ends
+from blockkd.cuts import CutError, CutPoint, align, choose, counterparts, cut_points, depths, stage_ends
 from blockkd.segments import Segment, split
-from blockkd.tracing import Key, Trace, TraceError, trace, undisturbed
+from blockkd.tracing import Trace, TraceError, trace, undisturbed
 
 
 class Survey:
@@ -24,8 +27,10 @@ class Survey:
     """
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
+        network = getattr(network, "_orig_mod", network)  # behind torch.compile stands the network itself
         self.network, self.label = network, type(network).__name__
         self.examples = (_batch_of(example, 2), _batch_of(example, 3))
+        self._check_accepted()
         try:
             one, two = self._traces(training=False)
         except TraceError as error:
@@ -33,6 +38,12 @@ class Survey:
         if trouble := _output_trouble(one):
             raise PartitionError(f"{self.label} {trouble}")
         self.opaque = one.opaque
+        if one.checkpointed:
+            warnings.warn(
+                f"{self.label} checkpoints its activations (in {min(one.checkpointed) or 'forward'!r} first): where a "
+                "cut goes through such a place they are kept instead, which takes memory",
+                stacklevel=3,
+            )
         self.points = cut_points(network, one, two)
         self.ends = stage_ends(self.points, depths(network, one)[one.graph.output_node()])
 
@@ -74,17 +85,16 @@ class Survey:
         Raises:
             PartitionError: the blocks do not give what the network gives.
         """
-        keys = [point.key for point in points]
         try:
-            evaluation = self._segments(keys, training=False)
+            evaluation = self._segments(points, training=False)
         except (TraceError, CutError) as error:
             raise PartitionError(f"{self.label} cannot be cut there: {error}. {self.advice()}") from error
         training, trouble = evaluation, None
         if not frozen:
             try:
-                training = self._segments(keys, training=True)
+                training = self._segments(points, training=True)
             except (TraceError, CutError) as error:
-                trouble = f"{self.label} cannot be cut there in training mode: {error}. {self.advice()}"
+                trouble = f"{self.label} cannot be cut there in training mode: {error}"
         pieces = [Block(self.network, *pair) for pair in zip(training, evaluation, strict=True)]
         blocks = Blocks(
             pieces[:-1],
@@ -93,11 +103,12 @@ class Survey:
             names=[point.name for point in points],
             network=self.network,
             training_error="it was cut for evaluation mode only" if frozen else trouble,
-            fixed=any(segment.fixed for segment in (*training, *evaluation)),
+            only_for=self.examples[0].shape[1:] if any(s.fixed for s in (*training, *evaluation)) else None,
         )
-        self._check_equal(blocks, training=False)
+        self._check_equal(blocks, self.examples[0][:1], training=False)
+        self._check_equal(blocks, self.examples[0], training=False)
         if blocks.training_error is None:
-            self._check_equal(blocks, training=True)
+            self._check_equal(blocks, self.examples[0], training=True)
         return blocks
 
     def advice(self) -> str:
@@ -121,29 +132,47 @@ class Survey:
             raise TraceError("forward takes another way when the batch has another size")
         return found[0], found[1]
 
-    def _segments(self, keys: Sequence[Key], training: bool) -> list[Segment]:
+    def _segments(self, points: Sequence[CutPoint], training: bool) -> list[Segment]:
         # Modules that no cut goes through stay single calls, so that all they do in Python stays alive. Some hide
         # what they need (an argument that they never use): then everything is opened.
+        keys = [point.key for point in points]
         around = {name for key in keys for name, _ in (key[1][:-1] if key[0] == "output" else key[1])}
         try:
-            return self._split(keys, training, around)
+            return self._split(points, training, around)
         except CutError:
-            return self._split(keys, training, None)
+            return self._split(points, training, None)
 
-    def _split(self, keys: Sequence[Key], training: bool, opened: set[str] | None) -> list[Segment]:
+    def _split(self, points: Sequence[CutPoint], training: bool, opened: set[str] | None) -> list[Segment]:
         one, two = self._traces(training, opened)
         if trouble := _output_trouble(one):
             raise CutError(f"it {trouble}")
         fixed = one.fixed or two.fixed
-        return [Segment(segment.graph, segment.fixed or fixed) for segment in split(one, two, keys)]
+        return [Segment(segment.graph, segment.fixed or fixed) for segment in split(self.network, one, two, points)]
 
-    def _check_equal(self, blocks: Blocks, training: bool) -> None:
-        x = self.examples[0]
+    def _check_accepted(self) -> None:
+        example = self.examples[0]
+        if any(isinstance(p, UninitializedParameter) for p in self.network.parameters()):
+            raise PartitionError(f"{self.label} has lazy layers without weights: run a batch through it first")
+        if isinstance(self.network, torch.jit.ScriptModule):
+            raise PartitionError(
+                f"{self.label} is a TorchScript module, which cannot be followed: give the module itself"
+            )
+        try:
+            with torch.no_grad(), undisturbed(self.network, training=False):
+                self.network(example)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise PartitionError(
+                f"{self.label} does not accept an example of shape {tuple(example.shape)} and {example.dtype} on "
+                f"{example.device} ({type(error).__name__}: {reason}): give one as it will see"
+            ) from error
+
+    def _check_equal(self, blocks: Blocks, x: Tensor, training: bool) -> None:
         if x.is_floating_point():
             x = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         results = []
         for forward in (self.network, blocks):
-            with torch.no_grad(), undisturbed(self.network, training):
+            with torch.no_grad(), undisturbed(self.network, training), _zeros_filled(self.network):
                 logits = forward(x)
                 results.append([logits, *(buffer.clone() for buffer in self.network.buffers())])
         same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
@@ -201,6 +230,8 @@ def partition(
     """
     if after is not None and n_blocks not in (None, len(after)):
         raise PartitionError(f"n_blocks is {n_blocks} and after names {len(after)} cuts: give one of them")
+    if isinstance(after, str):
+        raise PartitionError(f"after is {after!r}, expected a list of names, such as [{after!r}]")
     if after is not None and not after:
         raise PartitionError("after names no cut: give the names of submodules, or leave it out")
     survey = Survey(network, example)
@@ -208,25 +239,58 @@ def partition(
     return survey.cut(points, frozen=frozen)
 
 
-def partition_pair(
-    teacher: Survey, student: Survey, n_blocks: int | None = None
+def cut_pair(
+    teacher: Survey,
+    student: Survey,
+    teacher_names: Sequence[str] | None = None,
+    student_names: Sequence[str] | None = None,
+    n_blocks: int | None = None,
 ) -> tuple[list[CutPoint], list[CutPoint]]:
     """Cut points for teacher and student with the same number of blocks, at stages that match.
 
     Args:
         teacher, student: the networks' cut points.
+        teacher_names, student_names: submodules after which to cut; found when left out, so as to match the other's.
         n_blocks: how many blocks; by default as many as the network with fewer stages has.
 
     Raises:
         PartitionError: one of the networks has not so many cut points.
     """
+    if teacher_names is not None and student_names is not None:
+        return teacher.named(teacher_names), student.named(student_names)
+    if teacher_names is not None:
+        named = teacher.named(teacher_names)
+        return named, _matching(student, named)
+    if student_names is not None:
+        named = student.named(student_names)
+        return _matching(teacher, named), named
     n = min(len(teacher.choose()), len(student.choose())) if n_blocks is None else n_blocks
     if n >= 1 and min(len(teacher.ends), len(student.ends)) >= n:
         return align(teacher.ends, student.ends, n)
     return teacher.choose(n), student.choose(n)
 
 
+def _matching(survey: Survey, named: Sequence[CutPoint]) -> list[CutPoint]:
+    return counterparts(named, survey.ends) if len(survey.ends) >= len(named) else survey.choose(len(named))
+
+
+@contextmanager
+def _zeros_filled(network: nn.Module) -> Iterator[None]:
+    """Fill weights that start at zero for a while: behind such a head or gate all networks look alike."""
+    generator = torch.Generator().manual_seed(0)
+    zeros = [p for p in network.parameters() if p.is_floating_point() and not p.any()]
+    for parameter in zeros:
+        parameter.copy_(torch.rand(parameter.shape, generator=generator) / 8)
+    try:
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.zero_()
+
+
 def _batch_of(example: Tensor, n: int) -> Tensor:
+    if not isinstance(example, Tensor):
+        raise PartitionError(f"the example is a {type(example).__name__}, expected a tensor with a batch (B, ...)")
     if example.ndim < 2 or len(example) == 0:
         raise PartitionError(
             f"the example has shape {tuple(example.shape)}: expected a batch (B, ...) of at least one input"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from blockkd.cuts import CutError, PerExample, batch_size, classify, express, lone_carriers
+from blockkd.cuts import CutError, CutPoint, PerExample, batch_size, classify, depths, express, lone_carriers
 from blockkd.tracing import ROOT, Key, Trace
 
 _serial = count()
@@ -42,25 +42,30 @@ class Segment:
         return function
 
 
-def split(one: Trace, two: Trace, keys: Sequence[Key]) -> list[Segment]:
-    """Cut after the nodes with these keys.
+def split(network: nn.Module, one: Trace, two: Trace, points: Sequence[CutPoint]) -> list[Segment]:
+    """Cut after these points.
 
     Args:
-        one, two: traces of the network with two batch sizes.
-        keys: n cut points in order.
+        network: the network that was traced.
+        one, two: its traces with two batch sizes.
+        points: n cut points in order, perhaps found in another mode of the network.
 
     Returns:
         n + 1 segments; the last is the classifier.
 
     Raises:
-        CutError: a cut point is not there, or is none in this mode of the network.
+        CutError: a cut point is not there in this mode of the network, or is none, or has other layers before it.
     """
-    carriers = set(lone_carriers(one, two))
+    carriers, depth = set(lone_carriers(one, two)), depths(network, one)
     cuts = []
-    for key in keys:
-        node = one.find(key)
+    for point in points:
+        node = one.find(point.key)
         if node is None or node not in carriers:
-            raise CutError(f"there is no cut at {_words(key)}")
+            raise CutError(f"there is no cut at {_words(point.key)}")
+        shape = one.facts[node].shape
+        assert shape is not None
+        if depth[node] != (point.depth, point.weights) or tuple(shape[1:]) != point.feature.shape:
+            raise CutError(f"{_words(point.key)} lies at another place of the network")
         cuts.append(node)
     nodes = list(one.graph.nodes)
     places = [nodes.index(cut) for cut in cuts]

@@ -61,6 +61,8 @@ def chosen_stones(stones: Stones, n: int) -> tuple[int, ...]:
         if stones not in words:
             raise ValueError(f"stones is {stones!r}, expected 'all', 'last' or a list of stones among 1 … {n}")
         return words[stones]
+    if isinstance(stones, int):
+        raise ValueError(f"stones is {stones}, expected a list of stones, such as [{stones}]")
     check_stones(stones, n, first=1)
     return tuple(sorted(stones))
 

@@ -8,6 +8,7 @@ becomes one opaque call of the module itself.
 
 import operator
 import random
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 ROOT = "network"
+_FACTORIES = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "eye", "linspace")
 
 # The way to a module call: from the network inwards, each module's name and which of its calls there it is.
 Path = tuple[tuple[str, int], ...]
@@ -51,7 +53,9 @@ class Trace:
         outputs: the module calls whose result is this node, innermost first.
         scopes: the module call inside which a node was recorded.
         opaque: modules that could not be followed, with the reason.
-        fixed: sizes of the example were turned into plain numbers; the graph holds for its resolution only.
+        fixed: the code decided something by sizes of the example, or turned them into plain numbers; the graph holds
+            for its resolution only.
+        checkpointed: the modules in whose own forward gradient checkpointing was on, which a graph does not keep.
     """
 
     graph: fx.Graph
@@ -61,6 +65,7 @@ class Trace:
     scopes: dict[fx.Node, Path]
     opaque: dict[str, str] = field(default_factory=dict)
     fixed: bool = False
+    checkpointed: set[str] = field(default_factory=set)
 
     def key(self, node: fx.Node) -> Key:
         """A name for the node that another trace of the same network, opened further or less far, also has.
@@ -82,7 +87,8 @@ class Trace:
         """The node with this ``key``, or None."""
         if key[0] == "output":
             return next((node for node, paths in self.outputs.items() if key[1] in paths), None)
-        return next((node for node in self.scopes if self.key(node) == key), None)
+        recorded = (node for node in self.graph.nodes if node in self.scopes)
+        return next((node for node in recorded if self.key(node) == key), None)
 
 
 def trace(network: nn.Module, example: Tensor, opened: Collection[str] | None = None) -> Trace:
@@ -102,7 +108,8 @@ def trace(network: nn.Module, example: Tensor, opened: Collection[str] | None = 
     while True:
         tracer = _Tracer(example, opened, closed)
         try:
-            recorded = tracer.record(network)
+            with torch.enable_grad(), torch.autocast(example.device.type, torch.bfloat16), tracer.factories():
+                recorded = tracer.record(network)
         except Exception as error:
             culprit = tracer.innermost()
             module = network.get_submodule(culprit)
@@ -126,7 +133,8 @@ def undisturbed(network: nn.Module, training: bool) -> Iterator[None]:
     """
     before = [_Attributes(module) for module in network.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
-    python_state = random.getstate()
+    python_state, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
     cuda = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=cuda):
@@ -134,6 +142,8 @@ def undisturbed(network: nn.Module, training: bool) -> Iterator[None]:
             yield
     finally:
         random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
         for attributes in before:
             attributes.restore()
         with torch.no_grad():
@@ -179,6 +189,7 @@ class _Proxy(fx.Proxy):
     def __bool__(self) -> bool:
         if isinstance(self.value, Tensor):
             raise TraceError("the code branches on the values of a tensor")
+        self.tracer.fixed = True
         return bool(self.value)
 
     def __len__(self) -> int:
@@ -230,6 +241,7 @@ class _Tracer(fx.Tracer):
         self.opened = opened
         self.closed = closed
         self.fixed = False
+        self.checkpointed: set[str] = set()
         self.stack: Path = ()
         self.facts: dict[fx.Node, Fact] = {}
         self.outputs: dict[fx.Node, list[Path]] = {}
@@ -243,7 +255,35 @@ class _Tracer(fx.Tracer):
     def record(self, network: nn.Module) -> Trace:
         """Trace ``network`` from its one input to its one output."""
         graph = self.trace(_OneInput(network))
-        return Trace(graph, self.facts, self.overwritten, self.outputs, self.scopes, {}, self.fixed)
+        for node in reversed(graph.nodes):
+            if not node.users and node.target in (operator.getitem, getattr):
+                graph.erase_node(node)  # what was taken apart and not used would keep the whole alive
+        found = self.facts, self.overwritten, self.outputs, self.scopes
+        return Trace(graph, *found, {}, self.fixed, self.checkpointed)
+
+    @contextmanager
+    def factories(self) -> Iterator[None]:
+        """Let functions that make tensors take symbols for sizes, which torch itself does not hand on to fx."""
+
+        def recorded(function: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                found: list[_Proxy] = []
+                fx.node.map_aggregate((args, kwargs), lambda a: found.append(a) if isinstance(a, _Proxy) else None)
+                known = self._evaluating or not found
+                return (
+                    function(*args, **kwargs) if known else self.create_proxy("call_function", function, args, kwargs)
+                )
+
+            return call
+
+        originals = {name: getattr(torch, name) for name in _FACTORIES}
+        try:
+            for name, function in originals.items():
+                setattr(torch, name, recorded(function))
+            yield
+        finally:
+            for name, function in originals.items():
+                setattr(torch, name, function)
 
     def innermost(self) -> str:
         """The module in whose forward the tracer stopped, by its name inside the network."""
@@ -291,10 +331,12 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> _Proxy:
-        if torch.is_autocast_enabled(self.example.device.type) or not torch.is_grad_enabled():
+        if not torch.is_autocast_enabled(self.example.device.type) or not torch.is_grad_enabled():
             raise TraceError("forward switches autocast or gradients on or off, which a graph does not keep")
         if _random_state() != self._random:
             raise TraceError("forward draws random numbers outside of its modules and tensor operations")
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            self.checkpointed.add(self.innermost())
         value = self._evaluate(kind, target, args, kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         assert isinstance(proxy, _Proxy)
@@ -318,7 +360,8 @@ class _Tracer(fx.Tracer):
         versions = [t._version for t in tensors]
         self._evaluating = True
         try:
-            with torch.no_grad():
+            # Both are on around the code itself, so that code which switches them off is noticed.
+            with torch.no_grad(), torch.autocast(self.example.device.type, enabled=False):
                 if kind == "call_module":
                     value = self.root.get_submodule(target)(*args, **kwargs)
                 elif kind == "call_method":
@@ -377,5 +420,7 @@ def _fact(value: Any) -> Fact:
     return Fact(None, False, None if holds else value, holds)
 
 
-def _random_state() -> tuple[bytes, Any]:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+def _random_state() -> tuple[bytes, Any, Any]:
+    numpy = sys.modules.get("numpy")
+    other = None if numpy is None else numpy.random.get_state()[1].tobytes()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), other

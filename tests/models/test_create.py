@@ -26,9 +26,7 @@ def test_unknown_name_says_the_nearest(name: str, meant: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "zzzzzz", "keras/resnet", "timm/"])
 def test_a_name_like_no_other_lists_what_there_is(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"no network is called .*(did you mean|resnet8, resnet14.*ShuffleV2)"
-    ):
+    with pytest.raises(ValueError, match=r"no network is called .*(did you mean|resnet8, resnet14.*ShuffleV2)"):
         create_model(name)
 
 
@@ -63,7 +61,5 @@ def test_torchvision() -> None:
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_absent_library_says_what_to_install(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(
-        ModuleNotFoundError, match=f"'{library}/resnet18' needs {library}.*pip install {library}"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=f"'{library}/resnet18' needs {library}.*pip install {library}"):
         create_model(f"{library}/resnet18")

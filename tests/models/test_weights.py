@@ -71,9 +71,7 @@ def test_another_network_is_named_with_what_does_not_match(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="does not fit ResNet") as shallow:
         create_model("resnet14", weights=tmp_path / "weights.pth")
     assert "0 missing from the file" in str(shallow.value)
-    assert "36 (layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias, ...) unexpected" in str(
-        shallow.value
-    )
+    assert "36 (layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias, ...) unexpected" in str(shallow.value)
     assert "nearest to the file is resnet20: 107 of its 107 tensors agree" in str(shallow.value)
 
     with pytest.raises(ValueError, match=r"32 \(block0\.0\.weight, .*\) missing from the file; 128 \("):
@@ -137,9 +135,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(place: str, tmp_path: Path) 
 
 def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "weights.pth")
-    with pytest.raises(
-        ValueError, match=r"it calls blockkd\.models\.resnet\.ResNet.*save the bare state_dict"
-    ):
+    with pytest.raises(ValueError, match=r"it calls blockkd\.models\.resnet\.ResNet.*save the bare state_dict"):
         load_weights(small(), tmp_path / "weights.pth")
 
 
@@ -147,9 +143,7 @@ def test_a_pickled_network_is_refused(tmp_path: Path) -> None:
 def test_damaged_files_say_so(content: bytes, tmp_path: Path) -> None:
     for file in ("weights.pth", "weights.safetensors"):
         (tmp_path / file).write_bytes(content)
-        with pytest.raises(
-            ValueError, match=rf"{file} (does not load as plain weights|is not a whole safetensors)"
-        ):
+        with pytest.raises(ValueError, match=rf"{file} (does not load as plain weights|is not a whole safetensors)"):
             read_state_dict(tmp_path / file)
 
 

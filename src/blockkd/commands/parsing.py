@@ -28,7 +28,7 @@ from blockkd.distiller import Distiller
 from blockkd.objectives import LogitDistance
 
 # Imported so that their classes can be named without the module's path.
-for _module in ("blockkd.baselines.logits", "blockkd.block_kd", "blockkd.data", "blockkd.models"):
+for _module in ("blockkd.baselines", "blockkd.block_kd", "blockkd.data", "blockkd.models"):
     importlib.import_module(_module)
 
 _KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what it names

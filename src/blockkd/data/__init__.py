@@ -1,6 +1,7 @@
 """Datasets, each a LightningDataModule."""
 
 from blockkd.data.digits import Digits
+from blockkd.data.hub import HubImages
 from blockkd.data.images import EpochSampler, ImageData, LabelledImages, check_labels
 
-__all__ = ["Digits", "EpochSampler", "ImageData", "LabelledImages", "check_labels"]
+__all__ = ["Digits", "EpochSampler", "HubImages", "ImageData", "LabelledImages", "check_labels"]

@@ -11,9 +11,7 @@ from blockkd.models.weights import load_weights
 from blockkd.models.zoo import NETWORKS
 
 
-def create_model(
-    name: str, num_classes: int = 100, weights: str | Path | None = None, **options: Any
-) -> nn.Module:
+def create_model(name: str, num_classes: int = 100, weights: str | Path | None = None, **options: Any) -> nn.Module:
     """Build the classifier called ``name``: images ``(B, C, H, W)`` → logits ``(B, num_classes)``.
 
     Args:

@@ -12,9 +12,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """The same with a 3×3 kernel, zero-padded by 1."""
-    return nn.Conv2d(
-        in_channels, out_channels, kernel_size=3, stride=stride, padding=1, groups=groups, bias=False
-    )
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:

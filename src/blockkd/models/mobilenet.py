@@ -56,9 +56,7 @@ class MobileNetV2(nn.Module):
         in_channels: channels of the images.
     """
 
-    def __init__(
-        self, width: float = 0.5, expansion: int = 6, num_classes: int = 100, in_channels: int = 3
-    ) -> None:
+    def __init__(self, width: float = 0.5, expansion: int = 6, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__()
         channels = int(32 * width)
         self.conv1 = nn.Sequential(*_activated(conv3x3(in_channels, channels, stride=2)))

@@ -28,9 +28,7 @@ class GroupedUnit(nn.Module):
         groups: groups of the last convolution.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, squeeze_groups: int, groups: int
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, squeeze_groups: int, groups: int) -> None:
         super().__init__()
         self.stride = stride
         self.squeeze_groups = squeeze_groups
@@ -87,9 +85,7 @@ class ShuffleNetV1(nn.Module):
         return logits
 
 
-def _grouped_stage(
-    in_channels: int, out_channels: int, blocks: int, squeeze_groups: int, groups: int
-) -> nn.Sequential:
+def _grouped_stage(in_channels: int, out_channels: int, blocks: int, squeeze_groups: int, groups: int) -> nn.Sequential:
     first = GroupedUnit(in_channels, out_channels, 2, squeeze_groups, groups)
     rest = (GroupedUnit(out_channels, out_channels, 1, groups, groups) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

@@ -137,9 +137,7 @@ def _advice(state: Mapping[str, Tensor]) -> str:
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
-    return frozenset(
-        (name, tuple(tensor.shape)) for name, tensor in state.items() if not name.endswith(BATCH_COUNTER)
-    )
+    return frozenset((name, tuple(tensor.shape)) for name, tensor in state.items() if not name.endswith(BATCH_COUNTER))
 
 
 @cache

@@ -29,9 +29,7 @@ class PreActivationBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels)
         # This name, and `layer` below, are those of the published checkpoints.
-        self.convShortcut = (
-            None if in_channels == out_channels else conv1x1(in_channels, out_channels, stride)
-        )
+        self.convShortcut = None if in_channels == out_channels else conv1x1(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))

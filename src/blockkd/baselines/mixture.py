@@ -1,0 +1,72 @@
+"""Labels, a method's own loss, and a logit distance beside it, weighed and named."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from blockkd.distiller import Losses, check_logits
+from blockkd.objectives import KL, LogitDistance, cross_entropy
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """``L = α · CE(Y^S, y) + β · L_method + w · d_L(Y^S, Y^T)``, the sum that every method on features trains.
+
+    In RepDistiller's options, by which the field's weights are quoted, α is called ``-r``, β ``-b``, and w ``-a``.
+
+    Args:
+        alpha: weight α of the labels.
+        beta: weight β of the method's own loss.
+        logit_weight: weight w of the logit distance.
+        distance: the logit distance ``d_L``; ``KL(temperature=4)`` when left out.
+
+    Raises:
+        ValueError: a weight is below zero, or all are zero.
+    """
+
+    alpha: float
+    beta: float
+    logit_weight: float
+    distance: LogitDistance | None
+
+    def __post_init__(self) -> None:
+        weights = {"alpha": self.alpha, "beta": self.beta, "logit_weight": self.logit_weight}
+        wrong = {name: weight for name, weight in weights.items() if weight < 0}
+        if wrong or not any(weights.values()):
+            raise ValueError(f"the weights are {wrong or weights}, expected zero or more, and one above zero")
+        if self.distance is not None and not self.logit_weight:
+            warnings.warn("distance has no effect: logit_weight is 0; give it a weight", stacklevel=4)
+
+    def losses(
+        self,
+        logits: Float[Tensor, "..."],
+        targets: Int[Tensor, " B"],
+        teacher_logits: Float[Tensor, "..."],
+        method: Mapping[str, Float[Tensor, ""]],
+    ) -> Losses:
+        """Weigh and sum up one batch.
+
+        Args:
+            logits: the student's, ``(B, K)``.
+            targets: labels ``(B,)``.
+            teacher_logits: ``(B, K)``.
+            method: the terms of the method's own loss by name, not yet weighed.
+
+        Returns:
+            The losses ``task/student``, those of the method, and ``distill/student``.
+
+        Raises:
+            ValueError: logits that are not ``(B, K)``, class counts that differ, labels outside ``0 … K-1``.
+        """
+        check_logits(logits, targets, teacher_logits)
+        terms = {}
+        if self.alpha:
+            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
+        terms |= {name: self.beta * loss for name, loss in method.items()}
+        if self.logit_weight:
+            distance = self.distance if self.distance is not None else KL()
+            terms["distill/student"] = self.logit_weight * distance(logits, teacher_logits, targets)
+        return Losses.of(terms, logits)
