@@ -12,7 +12,7 @@ from blockkd.models import create_model
 
 def teraflops(distiller: Distiller, images: torch.Tensor, labels: torch.Tensor) -> float:
     with FlopCounterMode(display=False) as counter:
-        distiller(images, labels).total.backward()  # type: ignore[no-untyped-call]
+        distiller(images, labels).total.backward()
     return counter.get_total_flops() / 1e12
 
 
