@@ -214,15 +214,17 @@ class ModeDependent(nn.Module):
 class Aliasing(nn.Module):
     """Changes a tensor under another name of it, which a recorded graph does not repeat; the head starts at zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, only_in_training: bool = False) -> None:
         super().__init__()
+        self.only_in_training = only_in_training
         self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         before = x
-        x += 1
+        if self.training or not self.only_in_training:
+            x += 1
         return self.head(self.second(x) + before)
 
 

@@ -312,6 +312,8 @@ def test_a_cut_that_lies_elsewhere_in_training_is_no_cut() -> None:
 def test_what_a_graph_does_not_repeat_is_found_by_comparing() -> None:
     with pytest.raises(PartitionError, match="do not give what the network gives"):
         partition(networks.Aliasing(), torch.randn(2, 6))
+    blocks = partition(networks.Aliasing(only_in_training=True), torch.randn(2, 6))
+    assert "in training mode" in str(blocks.training_error)
 
 
 def test_switched_gradients_are_refused() -> None:
