@@ -355,6 +355,19 @@ def test_a_last_stage_of_one_place_is_a_stage() -> None:
     assert partition(network, torch.randn(2, 3, 4, 4)).names == ("0", "1", "3")
 
 
+def test_layers_behind_the_pooling_belong_to_the_classifier() -> None:
+    stage = [networks.conv(8, 8) for _ in range(6)]
+    network = nn.Sequential(
+        nn.Sequential(networks.conv(3, 8), *stage),
+        nn.Sequential(networks.conv(8, 8, 2), *stage),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Sequential(nn.Conv2d(8, 64, 1), nn.Hardswish()),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    )
+    assert partition(network, torch.randn(2, *IMAGE)).names == ("0", "1")
+
+
 def test_a_stem_is_no_stage() -> None:
     body = [networks.conv(8, 8, 2), *(networks.conv(8, 8) for _ in range(20))]
     tail = [networks.conv(8, 8, 2), *(networks.conv(8, 8) for _ in range(10))]

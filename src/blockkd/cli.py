@@ -17,7 +17,7 @@ COMMANDS = {
     "inspect": "show how both networks are cut, their connectors, and what each stone costs",
     "evaluate": "measure the accuracy of a run's student and teacher",
 }
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, INTERRUPTED = 2, 130
 
 HELP = """usage: blockkd COMMAND [options]
 
@@ -32,7 +32,7 @@ options:
 
 Start with: blockkd distill
 
-exit codes: 0 done, 2 input that cannot be used, 3 the loss became NaN or infinite, 130 interrupted
+exit codes: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 130 interrupted
 """
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments behind ``blockkd``; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 2 input that cannot be used, 3 the loss became NaN or infinite, 130 interrupted.
+        The exit code: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -75,7 +75,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
                 if not isinstance(error, DivergedError):
                     raise
-                return _say(str(error), DIVERGED)
+                return _say(str(error), BAD_INPUT)
         return code
     except KeyboardInterrupt as stop:
         said = f"; {stop}" if str(stop) else ""
