@@ -270,6 +270,23 @@ class Recurrent(nn.Module):
         return self.head(x[:, -1])
 
 
+class Windows(nn.Module):
+    """Sizes that grow with the batch are used behind the cuts, and between them the batch is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        rows = batch * tokens
+        x = torch.relu(self.first(x))
+        x = torch.relu(self.second(x.reshape(rows, -1))).view(batch, tokens, -1)
+        x = torch.relu(self.third(x))
+        return self.head(x.reshape(rows, -1)).view(batch, tokens, -1).mean(1)
+
+
 class Waveform(nn.Module):
     """Convolutions in one dimension."""
 
@@ -329,5 +346,6 @@ CUTTABLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "perceptron": (perceptron, (3, 4, 4)),
     "recurrent": (Recurrent, (4, 6)),
     "waveform": (Waveform, (1, 32)),
+    "windows": (Windows, (4, 6)),
     "resolving": (Resolving, IMAGE),
 }

@@ -393,3 +393,10 @@ def test_cuts_match_those_named_in_the_other_network() -> None:
 def test_a_compiled_network_is_cut_like_the_network_itself() -> None:
     network, example = made("plain")
     assert partition(torch.compile(network), example).names == partition(network, example).names  # type: ignore[arg-type]
+
+
+def test_no_cut_where_the_batch_is_another_one() -> None:
+    network, example = made("windows")
+    places = [point.feature.shape for point in Survey(network, example).points]
+    assert places
+    assert all(len(shape) == 2 for shape in places)  # tokens (L, D), never rows (D,) of a longer batch
