@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from blockkd.blocks import Block, Blocks, PartitionError
-from blockkd.cuts import CutError, CutPoint, align, choose, counterparts, cut_points, depths, stage_ends
+from blockkd.cuts import CutError, CutPoint, cut_points, depths
 from blockkd.segments import Segment, split
+from blockkd.stages import align, choose, counterparts, stage_ends
 from blockkd.tracing import Trace, TraceError, trace, undisturbed
 
 
