@@ -21,10 +21,10 @@ DEFAULT_BLOCKS = 4
 def stage_ends(points: Sequence[CutPoint], total: Depth) -> list[CutPoint]:
     """The last cut point of each stage; one only where the resolution never changes.
 
-    A stage is a stretch of constant resolution that is more than a stem. It is looked for among the outputs of composite
-    modules where there are some: inside of blocks tensors take shapes of their own. Its end is the last one of the
-    outermost level, or else the last cut point before the resolution changes. Maps and tokens are preferred to vectors:
-    those come after pooling, so in the classifier.
+    A stage is a stretch of constant resolution that is more than a stem. It is looked for among the outputs of
+    composite modules where there are some: inside of blocks tensors take shapes of their own. Its end is the last one
+    of the outermost level, or else the last cut point before the resolution changes. Maps and tokens are preferred to
+    vectors: those come after pooling, so in the classifier.
 
     Args:
         points: all cut points.
