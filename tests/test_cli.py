@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blockkd.cli import main
 from blockkd.commands.checks import chance_warning
-from blockkd.commands.parsing import recipe_names
+from blockkd.commands.composing import recipe_names
 from blockkd.commands.recipe import method_name
 from blockkd.data import Digits, LabelledImages
 from blockkd.data.images import Parts
@@ -289,9 +289,25 @@ BAD = {
     "missing recipe": (["distill", "--config", "gone.yaml"], "no recipe file gone.yaml"),
     "unknown method": (["distill", "--method", "BlokKD"], "unknown method 'BlokKD'"),
     "unknown method beside": (["distill", "--beside.kd", "Foo"], "unknown method 'Foo'"),
-    "unknown network": (["distill", "--student", "ResNeet"], "did you mean ResNet"),
+    "unknown network": (["distill", "--student", "ResNeet"], "did you mean resnet8"),
     "code for a method": (["distill", "--method", "os.abort"], "--method"),
     "code for a network": (["distill", "--student", "os.getcwd"], "--student"),
+    "code with arguments": (
+        ["distill", "--student", "{class_path: subprocess.getoutput, init_args: {cmd: touch ran}}"],
+        "--student: subprocess.getoutput cannot be named in a recipe",
+    ),
+    "a harmless function": (
+        ["distill", "--student", "{class_path: textwrap.dedent, init_args: {text: ' x'}}"],
+        "--student: textwrap.dedent cannot be named in a recipe",
+    ),
+    "a class of another kind": (
+        ["distill", "--student", "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"],
+        "--student",
+    ),
+    "code inside of a method": (
+        ["distill", "--method.distance", "{class_path: subprocess.getoutput, init_args: {cmd: touch ran}}"],
+        "--method.distance",
+    ),
     "code for data": (["distill", "--data", "subprocess.Popen"], "--data"),
     "unknown option": (["distill", "--epoch", "3"], "unknown option --epoch; did you mean --epochs"),
     "stray value": (["distill", "stray"], "unexpected argument 'stray'"),
@@ -321,7 +337,6 @@ BAD = {
     "devices": (["distill", "--trainer.devices", "x"], "cannot use the trainer's options"),
     "resume nothing": (["distill", "--resume", "gone"], "gone holds no run"),
     "evaluate nothing": (["evaluate", "gone"], "gone holds no run"),
-    "inspect without stones": (["inspect", "--method", "KD", "--beside", "{}"], "has none; add --method BlockKD"),
     "two of a name": (["distill", "--beside.block_kd", "KD"], "two methods are called 'block_kd'"),
     "bad name": (["distill", "--beside", "{../x: KD}"], "cannot be called '../x'"),
     "file in the way": (["distill", "--output", "here/run"], "cannot write to here/run"),

@@ -1,12 +1,5 @@
-"""Images from a folder or parquet: what is read, how it is augmented, and what is said of bad input."""
+"""Images from a folder or parquet: what is read, and how it is split."""
 
-import io
-import os
-import struct
-import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
-from blockkd.data import EpochSampler, HubImages
-from blockkd.data.pixels import AugmentedImages, PixelImages, pad_crop_flip
+from blockkd.data import HubImages
+from blockkd.data.pixels import PixelImages
+from blockkd.data.splitting import choose, hold_out
+from tests.image_files import PLAIN, datasets, image_folder, own_cache, picture, pixels_of, png, refuses, table, tables
+from tests.models.shared_data import data_file
 
-datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
-
-REAL = Path(os.environ.get("BLOCKKD_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cifar100"
-PLAIN: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "batch_size": 2}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
-
-
-def picture(seed: int, height: int = 8, width: int = 8, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    picture(seed).save(file, "PNG")
-    return file.getvalue()
-
-
-def pixels_of(encoded: bytes) -> Tensor:
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(encoded))).copy()).permute(2, 0, 1).float() / 255
-
-
-def image_folder(root: Path, per_class: int = 10, classes: Sequence[str] = ("ant", "bee", "cat")) -> Path:
-    """``root/train/CLASS/*.png`` and two images per class in ``root/test``."""
-    seed = 0
-    for split, count in (("train", per_class), ("test", 2)):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                picture(seed).save(root / split / name / f"{index:02}.png")
-                seed += 1
-    return root
-
-
-def table(root: Path, split: str, images: Sequence[Any], labels: Sequence[Any], label: Any, **more: Any) -> None:
-    """Write ``root/split.parquet`` in the hub's layout."""
-    root.mkdir(exist_ok=True)
-    features = datasets.Features(
-        {"img": datasets.Image(), "label": label, **{name: f for name, (f, _) in more.items()}}
-    )
-    columns = {"img": [image and {"bytes": image, "path": None} for image in images], "label": list(labels)}
-    columns |= {name: values for name, (_, values) in more.items()}
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(root / f"{split}.parquet"))
-
-
-def tables(
-    root: Path, train: Sequence[Any], test: Sequence[Any] = (0, 1), label: Any = None, test_name: str = "test"
-) -> Path:
-    """Train and test with the given labels; image ``i`` of train is ``png(i)``, of test ``png(1000 + i)``."""
-    label = label or datasets.ClassLabel(names=["zebra", "ant", "bee"])
-    table(root, "train", [png(index) for index in range(len(train))], train, label)
-    table(root, test_name, [png(1000 + index) for index in range(len(test))], test, label)
-    return root
-
-
-def refuses(match: str, path: Path, **settings: Any) -> None:
-    with pytest.raises(ValueError, match=match) as caught:
-        HubImages(str(path), **{**PLAIN, **settings}).example()
-    assert "\n" not in str(caught.value)
+__all__ = ["own_cache"]  # a fixture, used by being here
 
 
 # What is read
@@ -240,7 +170,7 @@ def test_images_of_several_sizes_are_refused_or_scaled(tmp_path: Path) -> None:
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     path = image_folder(tmp_path / "data", per_class=2)
     Image.fromarray(np.full((8, 8), 4000, dtype=np.uint16)).save(path / "train/bee/00.png")
-    refuses(r"image 2 of the train split has more than 8 bits per channel", path)
+    refuses(r"image 2 of the train split has more than 8 bits per channel", path, val_share=0)
 
 
 # The validation part
@@ -249,10 +179,8 @@ def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.25, 0.5]))
 def test_what_is_held_out_is_stratified_and_not_trained_on(seed: int, share: float) -> None:
-    from blockkd.data.hub import _hold_out
-
     labels = torch.tensor([0, 1, 2, 3] * 20)[torch.randperm(80)]
-    rest, held_out = _hold_out(labels, share, seed)
+    rest, held_out = hold_out(labels, share, seed)
     assert sorted(rest + held_out) == list(range(80))
     assert torch.bincount(labels[held_out]).tolist() == [round(20 * share)] * 4
 
@@ -286,268 +214,74 @@ def test_a_share_that_cannot_be_stratified_is_refused(tmp_path: Path) -> None:
     refuses(r"cannot hold val_share = 0.4 out of 5 training images of 2 classes.*Choose another", path, val_share=0.4)
 
 
-# Augmentation
+def test_training_on_everything_leaves_validation_empty(tmp_path: Path) -> None:
+    data = HubImages(str(tables(tmp_path / "data", [0, 1, 2] * 4)), val_share=0, **PLAIN)
+    assert [len(part) for part in data.parts] == [12, 0, 2]
+    assert data.parts.val.images.shape == (0, 3, 8, 8)
+    assert data.watched == "test"
+    ((watched, _),) = data.val_dataloader()
+    assert torch.equal(watched[0], data.parts.test[0][0])
+    assert HubImages(data.path, val_share=0.25, **PLAIN).watched == "val"
 
 
-def oracle(image: Tensor, top: int, left: int, mirrored: bool) -> Tensor:
-    """Pad by 4 zeros, crop, mirror: pixel by pixel."""
-    channels, height, width = image.shape
-    window = torch.zeros_like(image)
-    for channel in range(channels):
-        for row in range(height):
-            for column in range(width):
-                y, x = row + top - 4, (width - 1 - column if mirrored else column) + left - 4
-                if 0 <= y < height and 0 <= x < width:
-                    window[channel, row, column] = image[channel, y, x]
-    return window
+# A part of the training images
 
 
-def test_pad_crop_flip_equals_its_oracle_in_all_162_cases() -> None:
-    image = torch.randint(1, 256, (2, 5, 6), dtype=torch.uint8)
-    cases = [(top, left, mirrored) for top in range(9) for left in range(9) for mirrored in (False, True)]
-    corners = torch.tensor([case[:2] for case in cases])
-    flipped = torch.tensor([case[2] for case in cases])
-    windows = pad_crop_flip(image.expand(len(cases), -1, -1, -1), corners, flipped)
-    for window, case in zip(windows, cases, strict=True):
-        assert torch.equal(window, oracle(image, *case)), case
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=8), st.floats(0, 1), st.integers(0, 1000))
+def test_every_class_gets_its_share_of_the_chosen_and_more_adds_to_less(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    labels = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
+    labels = labels[torch.randperm(len(labels))]
+    count = max(1, int(share * len(labels)))
+    chosen = choose(labels, count, seed)
+    assert len(set(chosen)) == len(chosen) == count
+    assert chosen == sorted(chosen) == choose(labels, count, seed)
+    counts = torch.bincount(labels[chosen], minlength=len(sizes)).tolist()
+    for size, got in zip(sizes, counts, strict=True):
+        for other, others in zip(sizes, counts, strict=True):  # no class would be nearer to its share with another's
+            assert (got - 0.5) / size <= (others + 0.5) / other + 1e-9
+            assert size != other or abs(got - others) <= 1
+    assert set(chosen) <= set(choose(labels, min(count + 3, len(labels)), seed))
 
 
-def test_all_162_cases_are_equally_likely_and_nothing_else_occurs() -> None:
-    image = torch.randint(1, 256, (1, 6, 6), dtype=torch.uint8)
-    possible = {
-        oracle(image, top, left, mirrored).numpy().tobytes()
-        for top in range(9)
-        for left in range(9)
-        for mirrored in (False, True)
-    }
-    assert len(possible) == 162
-    copies = 162 * 100
-    source = PixelImages(image.repeat(copies, 1, 1, 1), torch.zeros(copies, dtype=torch.int64), (0.0,), (1 / 255,))
-    augmented = AugmentedImages(source, EpochSampler(copies, 0)).__getitems__(list(range(copies)))
-    seen = Counter(window.round().byte().numpy().tobytes() for window, _ in augmented)
-    assert set(seen) == possible
-    chi_squared = sum((count - 100) ** 2 / 100 for count in seen.values())
-    assert chi_squared < 161 + 4 * (2 * 161) ** 0.5  # mean and four deviations of the distribution with 161 degrees
+def test_every_image_is_as_likely_to_be_chosen_as_any_other_of_its_class() -> None:
+    labels = torch.tensor([0, 1, 2, 3] * 5)
+    counts = torch.zeros(20)
+    for seed in range(2000):
+        counts[choose(labels, 6, seed)] += 1
+    assert (counts - 600).abs().max() < 4.5 * (2000 * 0.3 * 0.7) ** 0.5  # deviations of a binomial distribution
 
 
-def test_the_border_is_black_before_normalisation() -> None:
-    source = PixelImages(torch.full((200, 1, 4, 4), 255, dtype=torch.uint8), torch.zeros(200).long(), (0.5,), (0.25,))
-    windows = torch.stack([w for w, _ in AugmentedImages(source, EpochSampler(200, 0)).__getitems__(list(range(200)))])
-    assert set(windows.flatten().tolist()) == {-2.0, 2.0}
+def test_fewer_training_images_leave_validation_and_test_as_they_are(tmp_path: Path) -> None:
+    path = str(tables(tmp_path / "data", [0, 1, 2] * 10))
+    few, everything = (HubImages(path, val_share=0.2, train_images=count, **PLAIN) for count in (7, None))
+    assert [len(part) for part in few.parts] == [7, 6, 2]
+    for part in ("val", "test"):
+        assert torch.equal(getattr(few.parts, part).images, getattr(everything.parts, part).images)
+    train = everything.parts.train
+    chosen = choose(train.labels, 7, 0)
+    assert torch.equal(few.parts.train.images, train.images[chosen])
+    assert sorted(torch.bincount(few.parts.train.labels).tolist()) == [2, 2, 3]
+    other = HubImages(path, val_share=0.2, train_images=7, split_seed=1, **PLAIN)
+    assert not torch.equal(other.parts.train.images, few.parts.train.images)
 
 
-def epoch_of(path: Path, epoch: int, order_seed: int = 0, **settings: Any) -> dict[int, Tensor]:
-    """The augmented images of an epoch by label; every image has its own."""
-    data = HubImages(str(path), label_column="label", val_share=0, **{**PLAIN, **settings})
-    data.order_seed = order_seed
-    loader = data.train_dataloader()
-    assert isinstance(loader.sampler, EpochSampler)
-    loader.sampler.set_epoch(epoch)
-    return {int(label): image for images, labels in loader for image, label in zip(images, labels, strict=True)}
-
-
-def same(first: dict[int, Tensor], second: dict[int, Tensor]) -> int:
-    assert first.keys() == second.keys()
-    return sum(torch.equal(first[label], second[label]) for label in first)
-
-
-def test_augmentation_hangs_on_seed_epoch_and_image_only(tmp_path: Path) -> None:
-    path = tables(tmp_path / "data", range(12), range(12), datasets.Value("int64"))
-    first = epoch_of(path, 3)
-    torch.rand(10)
-    assert same(first, epoch_of(path, 3)) == 12
-    assert same(first, epoch_of(path, 3, batch_size=4)) == 12
-    assert same(first, epoch_of(path, 3, num_workers=2)) == 12
-    assert same(first, epoch_of(path, 4)) < 6
-    assert same(first, epoch_of(path, 3, order_seed=1)) < 6
-
-
-def test_one_loader_draws_anew_each_epoch_and_again_the_same(tmp_path: Path) -> None:
-    path = tables(tmp_path / "data", range(12), range(12), datasets.Value("int64"))
-    loader = HubImages(str(path), label_column="label", val_share=0, **PLAIN).train_dataloader()
-    epochs = []
-    for epoch in (0, 1, 0):
-        assert isinstance(loader.sampler, EpochSampler)
-        loader.sampler.set_epoch(epoch)
-        epochs.append(
-            {int(label): image for images, labels in loader for image, label in zip(images, labels, strict=True)}
-        )
-    assert same(epochs[0], epochs[1]) < 6
-    assert same(epochs[0], epochs[2]) == 12
-
-
-def test_only_training_images_are_augmented_and_only_if_asked(tmp_path: Path) -> None:
-    path = tables(tmp_path / "data", range(12), range(12), datasets.Value("int64"))
-    plain = {index: pixels_of(png(index)) for index in range(12)}
-    unaugmented = epoch_of(path, 0, augmentation=None)
-    assert all(torch.allclose(unaugmented[label], plain[label], atol=1e-7) for label in plain)
-    assert same(unaugmented, epoch_of(path, 0)) < 6
-    data = HubImages(str(path), label_column="label", val_share=0, **PLAIN)
-    ((images, _),) = data.test_dataloader()
-    assert torch.allclose(images[3], pixels_of(png(1003)), atol=1e-7)
-
-
-# Bad input
-
-
-def truncated(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def overwritten(content: bytes) -> bytes:
-    return content[:45] + b"\xff" * 40 + content[85:]
-
-
-def claims_huge_size(content: bytes) -> bytes:
-    header = content[12:16] + struct.pack(">II", 10**6, 10**6) + content[24:29]
-    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
-
-
-@pytest.mark.parametrize("damage", [truncated, overwritten, claims_huge_size, lambda _: b"", lambda _: b"no image"])
-def test_corrupt_images_are_named_and_left_out(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = image_folder(tmp_path / "data")
-    broken = path / "train/bee/04.png"
-    broken.write_bytes(damage(broken.read_bytes()))
-    data = HubImages(str(path), val_share=0, max_corrupt=1, **PLAIN)
-    with pytest.warns(UserWarning, match=r"left out 1 corrupt: image 14 of the train split \(.*bee.04.png: "):
-        train = data.parts.train
-    assert train.labels.tolist() == [0] * 10 + [1] * 9 + [2] * 10
-    wanted = torch.from_numpy(np.asarray(picture(15)).copy()).permute(2, 0, 1)
-    assert torch.equal(train.images[14], wanted)  # the one after the corrupt image moved up
-
-
-def test_more_corrupt_images_than_allowed_fail_over_both_splits(tmp_path: Path) -> None:
-    path = image_folder(tmp_path / "data")
-    for name in ("train/ant/00.png", "test/cat/01.png"):
-        (path / name).write_bytes(b"no image")
-    refuses(
-        r"image 5 of the test split .*cat.01.png: not an image file\) is corrupt, and 1 corrupt", path, max_corrupt=1
-    )
-    refuses(r"image 0 of the train split .*is corrupt, and 0 corrupt", path, max_corrupt=0)
-    with pytest.warns(UserWarning, match="left out 2 corrupt"):
-        assert HubImages(str(path), max_corrupt=2, **PLAIN).parts.test.labels.tolist() == [0, 0, 1, 1, 2]
-
-
-def test_an_image_that_is_missing_counts_as_corrupt(tmp_path: Path) -> None:
-    label = datasets.ClassLabel(names=["a", "b"])
-    for split in ("train", "test"):
-        table(tmp_path, split, [png(0), None, png(2)], [0, 1, 1], label)
-    refuses(r"image 1 of the train split \(.*\) is corrupt", tmp_path, max_corrupt=0)
-
-
-def test_a_split_with_no_image_left_is_refused(tmp_path: Path) -> None:
-    path = image_folder(tmp_path / "data", per_class=2)
-    for file in (path / "test").rglob("*.png"):
-        file.write_bytes(b"no image")
-    refuses("the test split has no image that can be read", path, val_share=0)
-
-
-def test_columns_that_do_not_exist_or_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path = tables(tmp_path / "data", [0, 1] * 3)
-    refuses(r"no column 'fine' in the train split; its columns are img \(Image\), label \(ClassLabel\)", path,
-            label_column="fine")  # fmt: skip
-    refuses(r"no column 'photo' in the train split; its columns are img", path, image_column="photo")
-    refuses(r"column 'label' holds no images; the columns are img", path, image_column="label")
-    refuses(r"column 'img' holds no labels .*the columns are img", path, label_column="img")
-    refuses(r"no columns are of type ClassLabel.*label \(string\)", tables(tmp_path / "strings", ["a", "b"] * 3,
-            ["a", "b"], datasets.Value("string")))  # fmt: skip
-    floats = tables(tmp_path / "floats", [0.5, 1.5], [0.5, 1.5], datasets.Value("float32"))
-    refuses(r"column 'label' holds no labels .*label \(float32\)", floats, label_column="label")
-
-
-def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    names = datasets.ClassLabel(names=["a", "b"])
-    text = datasets.Value("string")
-    refuses("all training images are of one class, 'b'", tables(tmp_path / "one", [1, 1, 1], [0], names))
-    refuses("all training images are of one class, 'x'", tables(tmp_path / "x", ["x"] * 3, ["x"], text),
-            label_column="label")  # fmt: skip
-    refuses("label 'y' in the test split does not occur in the train split",
-            tables(tmp_path / "y", ["x", "z"] * 3, ["y"], text), label_column="label")  # fmt: skip
-    refuses("image 1 of the train split has no label", tables(tmp_path / "none", ["x", None], ["x"], text),
-            label_column="label")  # fmt: skip
-    refuses("the labels of the test split are withheld", tables(tmp_path / "hidden", [0, 1] * 3, [-1, -1], names))
-    refuses("label -1 in the train part is out of range", tables(tmp_path / "minus", [0, 1, -1], [0, 1], names))
-
-
-def test_a_label_beyond_the_class_names_is_refused(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    path = tables(tmp_path / "data", [0, 1] * 3, [0, 1], datasets.ClassLabel(names=["a", "b"]))
-    content = parquet.read_table(path / "train.parquet")
-    worse = content.set_column(1, content.schema.field("label"), [[0, 1, 7, 0, 1, 0]])
-    parquet.write_table(worse, path / "train.parquet")
-    refuses("(label|Class label) 7", path)
-
-
-def test_empty_datasets_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    refuses(r"cannot read .*expected a folder with train/CLASS", tmp_path / "empty")
-    refuses(r"cannot read .*\"test\" corresponds to no data", tables(tmp_path / "data", [0, 1], []))
-
-
-def test_a_broken_parquet_file_is_refused_with_the_reason(tmp_path: Path) -> None:
-    path = tables(tmp_path / "data", [0, 1] * 3)
-    (path / "train.parquet").write_bytes(b"no parquet at all")
-    refuses(r"cannot read .*: Parquet magic bytes", path)
-
-
-def test_an_empty_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = datasets.load_dataset(str(tables(tmp_path / "data", [0, 1] * 3)))
-    whole["test"] = whole["test"].select([])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: whole)
-    refuses("the test split of .* is empty", tmp_path)
-
-
-def test_paths_and_splits_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    refuses("there is no folder .*missing", tmp_path / "missing")
-    path = tables(tmp_path / "data", [0, 1] * 3)
-    refuses(r"no split 'dev', it has \['train', 'test'\]: set test_split", path, test_split="dev")
-    refuses(r"no split 'all', it has \['train', 'test'\]: set train_split", path, train_split="all")
-    refuses("train_split and test_split are both 'test'", path, train_split="test", test_split="test")
-    (path / "test.parquet").unlink()
-    refuses(r"no test or validation split, only \['train'\]: set test_split", path)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"val_share": 1.0}, "val_share is 1.0"),
-        ({"val_share": -0.1}, "val_share is -0.1"),
-        ({"channels": 4}, "channels is 4"),
-        ({"image_side": 0}, "image_side is 0"),
-        ({"mean": (0.5,)}, "mean has 1 values, expected one per channel: 3"),
-        ({"std": (0.5,) * 4}, "std has 4 values, expected one per channel: 3"),
-        ({"std": (0.5, 0.0, 0.5)}, "std is .*expected values above 0"),
-        ({"max_corrupt": -1}, "max_corrupt is -1"),
-        ({"augmentation": "cutout"}, "augmentation is 'cutout'"),
-        ({"batch_size": 0}, "batch_size is 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HubImages("anywhere", **wrong)
-
-
-def test_a_revision_of_a_folder_is_said_to_have_no_effect(tmp_path: Path) -> None:
-    data = HubImages(str(tables(tmp_path / "data", [0, 1] * 3)), revision="v2", val_share=0, **PLAIN)
-    with pytest.warns(UserWarning, match="revision 'v2' has no effect"):
-        data.example()
-
-
-def test_without_the_library_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install datasets"):
-        HubImages(str(tmp_path)).example()
+def test_more_training_images_than_there_are_are_refused(tmp_path: Path) -> None:
+    path = tables(tmp_path / "data", [0, 1] * 10)
+    refuses("train_images is 17, but there are only 16", path, val_share=0.2, train_images=17)
 
 
 # The real thing
 
 
-@pytest.mark.skipif(not (REAL / "test.parquet").is_file(), reason="CIFAR-100 is not at $BLOCKKD_DATA/cifar100")
 def test_the_test_part_of_cifar100_is_complete(tmp_path: Path) -> None:
     for split in ("train", "test"):  # the 50,000 training images would take too long here
-        (tmp_path / f"{split}.parquet").symlink_to(REAL / "test.parquet")
-    data = HubImages(str(tmp_path), val_share=0)
+        (tmp_path / f"{split}.parquet").symlink_to(data_file("cifar100/test.parquet"))
+    data = HubImages(str(tmp_path), val_share=0, train_images=1000)
     test = data.parts.test
     assert test.images.shape == (10_000, 3, 32, 32)
     assert torch.bincount(test.labels).tolist() == [100] * 100
+    assert torch.bincount(data.parts.train.labels).tolist() == [10] * 100
     assert data.class_names[:2] == ["apple", "aquarium_fish"]

@@ -14,6 +14,7 @@ from typing import TextIO
 COMMANDS = {
     "distill": "train a teacher and distil it into a student, by several methods side by side",
     "teach": "train a teacher by itself",
+    "compare": "train students by several recipes over the same teacher, data and seeds, in slices of time",
     "inspect": "show how both networks are cut, their connectors, and what each stone costs",
     "evaluate": "measure the accuracy of a run's student and teacher",
 }
@@ -70,10 +71,11 @@ def _run(command: str, arguments: list[str]) -> int:
                 code: int = import_module(f"blockkd.commands.{command}").run(arguments)
             except InvalidInputError as error:
                 return _say(str(error), BAD_INPUT)
-            except ArithmeticError as error:
+            except (ArithmeticError, ValueError) as error:
+                from blockkd.data import ImageFileError
                 from blockkd.training import DivergedError
 
-                if not isinstance(error, DivergedError):
+                if not isinstance(error, DivergedError | ImageFileError):
                     raise
                 return _say(str(error), BAD_INPUT)
         return code

@@ -57,9 +57,9 @@ class MapConnector(nn.Module):
     def forward(self, feature: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         """``(B, *student.shape) → (B, *teacher.shape)``."""
         grid = self.target.places
-        maps = _to_maps(feature, self.source)
-        maps = self.norm(self.project(_shrink(maps, grid)))
-        maps = _grow(maps, grid)
+        maps = to_maps(feature, self.source)
+        maps = self.norm(self.project(shrink(maps, grid)))
+        maps = grow(maps, grid)
         if self.target.layout == "CL":
             return maps.squeeze(2)
         return maps if self.target.layout == "CHW" else maps.permute(0, 2, 3, 1)
@@ -94,9 +94,9 @@ class TokenConnector(nn.Module):
         if self._straight():
             return self.norm(self.project(feature))
         grid = self.target.places
-        maps = _shrink(_to_maps(feature, self.source), grid)
+        maps = shrink(to_maps(feature, self.source), grid)
         tokens = self.norm(self.project(maps.flatten(2).transpose(1, 2)))
-        places = _grow(tokens.transpose(1, 2).unflatten(2, maps.shape[2:]), grid)
+        places = grow(tokens.transpose(1, 2).unflatten(2, maps.shape[2:]), grid)
         tokens = places.flatten(2).transpose(1, 2)
         if self.offset is None:
             return tokens
@@ -108,7 +108,13 @@ class TokenConnector(nn.Module):
         return self.source.layout == self.target.layout and self.source.grid == self.target.grid
 
 
-def _to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, "B C H W"]:
+def to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, "B C H W"]:
+    """Any feature with places as maps, channels first; tokens lie on their lattice, without those before it.
+
+    Args:
+        feature: ``(B, *source.shape)``.
+        source: what it looks like.
+    """
     if source.layout == "CHW":
         return feature
     if source.layout == "HWC":
@@ -119,13 +125,15 @@ def _to_maps(feature: Float[Tensor, "B ..."], source: Feature) -> Float[Tensor, 
     return places.transpose(1, 2).unflatten(2, source.places)
 
 
-def _shrink(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def shrink(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """Maps averaged down to ``grid`` along the sides where theirs is larger; as they are where it is not."""
     height, width = maps.shape[2:]
     smaller = (min(height, grid[0]), min(width, grid[1]))
     return maps if smaller == (height, width) else F.adaptive_avg_pool2d(maps, smaller)
 
 
-def _grow(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def grow(maps: Float[Tensor, "B C h w"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """Maps interpolated to ``grid``."""
     if tuple(maps.shape[2:]) == grid:
         return maps
     return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False)

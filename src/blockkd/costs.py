@@ -1,8 +1,20 @@
-"""What a network costs: parameters, and floating-point operations per input."""
+"""What a network costs: parameters, operations per input; and what a training step costs: operations, memory."""
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from jaxtyping import Int
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
+
+from blockkd.distiller import Distiller
 
 
 def parameters(network: nn.Module) -> int:
@@ -30,3 +42,90 @@ def flops(network: nn.Module, example: Tensor) -> int:
         for module, mode in modes.items():
             module.training = mode
     return int(counter.get_total_flops()) // len(example)
+
+
+def step_flops(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:
+    """Floating-point operations of one training step on this batch: forward and backward, without the optimizer's.
+
+    Counted as in ``flops``, over all that runs: student, teacher, stones and whatever else the method has. The step
+    is taken in training mode and in the distiller's present epoch, by a copy: nothing of the distiller, its teacher
+    or the random state moves. While it lasts it needs memory for that copy.
+
+    Args:
+        distiller: the method.
+        inputs: a batch ``(B, ...)``.
+        targets: labels ``(B,)``.
+        context: what else the distiller is called with.
+
+    Returns:
+        FLOPs for the whole batch.
+    """
+    with _copy_that_trains(distiller) as trial, FlopCounterMode(display=False) as counter:
+        trial(inputs, targets, **context).total.backward()
+    return int(counter.get_total_flops())
+
+
+def saved_bytes(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:
+    """Bytes that autograd holds for the backward pass at the moment when it begins, on this batch.
+
+    That is the part of a training step's memory that grows with the batch: feature maps, and also masks, pooling
+    indices, normalisation statistics and casted weights, in whatever type they are. Memory that several operations
+    save, or views of which are saved, counts once and whole, since it stays as a whole. Not counted is what is there
+    without the step: ``inputs``, ``targets`` and ``context``, parameters and buffers of student, teacher and method.
+    Nor is what autograd does not see: workspaces, gradients, what a custom function keeps by itself.
+
+    The forward pass is done in training mode by a copy, as in ``step_flops``.
+
+    Args:
+        distiller: the method.
+        inputs: a batch ``(B, ...)``.
+        targets: labels ``(B,)``.
+        context: what else the distiller is called with.
+
+    Returns:
+        Bytes for the whole batch.
+    """
+    # The graph owns the holders, so those of results that were not kept are gone by the time of the sum.
+    alive: weakref.WeakSet[_Holder] = weakref.WeakSet()
+
+    def hold(tensor: Tensor) -> _Holder:
+        holder = _Holder(tensor)
+        alive.add(holder)
+        return holder
+
+    with _copy_that_trains(distiller) as trial:
+        there = {_storage(tensor) for tensor in _tensors_at_hand(trial, inputs, targets, context)}
+        with saved_tensors_hooks(hold, _Holder.get):
+            total = trial(inputs, targets, **context).total
+        sizes = {_storage(holder.tensor): holder.tensor.untyped_storage().nbytes() for holder in alive}
+        del total  # held until here, and with it the graph
+    return sum(size for storage, size in sizes.items() if storage not in there)
+
+
+class _Holder:
+    """One tensor saved for backward."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # an operation that saves its own result would keep itself alive
+
+    def get(self) -> Tensor:
+        return self.tensor
+
+
+@contextmanager
+def _copy_that_trains(distiller: Distiller) -> Iterator[Distiller]:
+    """A copy to take a step with. Only a copy leaves alone what a method notes outside of buffers, as FCFD's draws."""
+    with isolate_rng(), torch.enable_grad():
+        yield copy.deepcopy(distiller).train()
+
+
+def _tensors_at_hand(trial: Distiller, inputs: Any, targets: Tensor, context: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    yield from (leaf for leaf in pytree.tree_leaves((inputs, targets, context)) if isinstance(leaf, Tensor))
+    for network in (trial, trial.teacher):
+        if network is not None:
+            yield from network.parameters()
+            yield from network.buffers()
+
+
+def _storage(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()

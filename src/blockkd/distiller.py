@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +44,16 @@ class Distiller(nn.Module, ABC):
     Args:
         teacher: maps a batch to logits ``(B, K)``; ``None`` for methods without one.
         student: maps a batch to logits ``(B, K)``; trained in place.
+
+    Attributes:
+        reads_batch_norm: whether the method looks at the teacher's batch norm layers themselves, so that they may not
+            be folded away.
+        needs_indices: whether ``forward`` wants to know which training samples it is given, as ``indices=`` of shape
+            ``(B,)``.
     """
+
+    reads_batch_norm: ClassVar[bool] = False
+    needs_indices: bool = False
 
     def __init__(self, teacher: nn.Module | None, student: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An input that networks accept, when the user gives none."""
+"""Inputs to try networks out with: one that they accept when the user gives none, and one that is not blank."""
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ def example_for(*networks: nn.Module) -> Tensor:
         f"no input was found that {names} accept (tried {', '.join(map(str, tried)) or 'none'}): give example=, a "
         "batch of inputs"
     )
+
+
+def random_like(example: Tensor) -> Tensor:
+    """Inputs like the example, but not blank as an example may be: on those all places look alike."""
+    if not example.is_floating_point():
+        return example
+    return torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
 
 
 def _shapes(networks: tuple[nn.Module, ...]) -> list[tuple[int, ...]]:

@@ -6,14 +6,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 Row = dict[str, str | int | float]
 
 RECIPE, METRICS, RESULTS, FIGURE = "recipe.yaml", "metrics.csv", "results.csv", "figure.png"
-STUDENT, TEACHER = "student.safetensors", "teacher.safetensors"
+STUDENT, TEACHER, BEST = "student.safetensors", "teacher.safetensors", "best.safetensors"
+CHECKPOINT = "last.ckpt"
 
 
 class RunFolderError(ValueError):
@@ -89,6 +93,28 @@ class RunFolder:
         folder = self.path / job.method / f"seed_{job.seed}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @contextmanager
+    def claim(self, job: Job, wait: bool = False) -> Iterator[bool]:
+        """Keep the job for this process while it trains, so that several can share the folder.
+
+        Yields whether the job is ours; False when another process has it. The system lets go of it when the process
+        ends, however it ends.
+
+        Args:
+            job: the job.
+            wait: wait until the other process is done with it.
+        """
+        lock = FileLock(self.job_folder(job) / ".lock", timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def write_metrics(self, job: Job, rows: Sequence[Row]) -> None:
         """Replace the job's metrics, one row per epoch."""

@@ -85,3 +85,62 @@ def assert_lawful_step(distiller: Distiller, x: Tensor, y: Tensor) -> None:
     assert not teacher.training
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def field_pair(teacher: str, student: str) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    made = (create_model(name, num_classes=10) for name in (teacher, student))
+    return *made, torch.rand(2, 3, 32, 32), torch.tensor([0, 9])  # type: ignore[return-value]
+
+
+def check_step(distiller: Distiller, x: Tensor, y: Tensor, **context: Tensor) -> None:
+    """One step: gradients reach all that learns, the teacher stays as it is, the state can be saved and loaded."""
+    assert distiller.teacher is not None
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    twin = copy.deepcopy(distiller)
+    optimizer = torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=1e-6)
+    distiller.train()
+    distiller.teacher.train()  # which someone may do by mistake
+    losses = distiller(x, y, **context)
+    losses.total.backward()
+    optimizer.step()
+
+    assert losses.logits.shape == distiller.teacher(x).shape
+    assert all(term.isfinite() for term in losses.terms.values())
+    learning = {name: p.grad for name, p in distiller.named_parameters() if p.requires_grad}
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in learning.values())
+    groups = {name.split(".")[0] for name in learning}
+    reached = {name.split(".")[0] for name, grad in learning.items() if grad is not None and grad.any()}
+    assert reached == groups
+    assert all(p.grad is None and not p.requires_grad for p in distiller.teacher.parameters())
+    assert not distiller.teacher.training
+    assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
+
+    held = {id(p) for p in distiller.parameters()}
+    assert not held & {id(p) for p in distiller.teacher.parameters()}
+    twin.load_state_dict(distiller.state_dict())
+    results = []
+    for one in (distiller, twin):
+        one.eval().set_epoch(3)
+        torch.manual_seed(1)
+        results.append(one(x, y, **context).total)
+    torch.testing.assert_close(results[0], results[1])
+
+
+class ChannelsLast(nn.Module):
+    """Maps with their channels last, averaged before the head."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Conv2d(3, width, 3, 2, 1), nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.body(self.embed(x).permute(0, 2, 3, 1)))
+        return self.head(x.mean((1, 2)))
+
+
+class TwoLayerHead(Plain):
+    """Its logits are no linear layer's output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2.0

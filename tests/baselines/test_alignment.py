@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from blockkd.baselines.alignment import USUAL_WEIGHTS, FeatureAlignment, Way
 from blockkd.baselines.logits import KD
 from blockkd.block_kd import BlockKD
-from blockkd.models import create_model
 from blockkd.objectives import KL
 from tests import networks
+from tests.baselines.laws import cifar_pair
 from tests.networks import IMAGE
 from tests.oracles import alignment as oracle
 from tests.oracles import block_kd as stones
@@ -163,9 +163,11 @@ def test_gradients_reach_student_and_connectors_and_the_teacher_never(way: Way) 
     ("resnet32x4", "ShuffleV1", "implicit"),
 ])  # fmt: skip
 def test_it_takes_a_step_on_the_fields_pairs(teacher: str, student: str, way: Way) -> None:
-    torch.manual_seed(0)
-    big, small = (create_model(name, num_classes=10) for name in (teacher, student))
-    distiller = FeatureAlignment(big, small, torch.randn(2, 3, 32, 32), way=way)
+    big, small, theirs, ours = cifar_pair(teacher, student)
+    distiller = FeatureAlignment(
+        big, small, torch.randn(2, 3, 32, 32), way=way, teacher_blocks=theirs, student_blocks=ours
+    )
+    distiller.zero_grad()
     losses = distiller(torch.randn(2, 3, 32, 32), torch.tensor([3, 9]))
     losses.total.backward()
     assert torch.isfinite(losses.total)
@@ -180,7 +182,7 @@ def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         FeatureAlignment(teacher, student, x, stage_weights=[1.0])
     for way in ("two_projections", "consolidated"):
         with pytest.raises(
-            ValueError, match=r"after block 1 there are no places to compare \(student: 8 D, teacher: 12 D"
+            ValueError, match=rf"way '{way}' compares places, .* after block 1 .* \(student: (8|12) D, teacher: 12 D\)"
         ):
             FeatureAlignment(*flat, torch.randn(2, 3, 4, 4), way=way)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
@@ -191,7 +193,7 @@ def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("way", ["two_projections", "consolidated"])
 def test_maps_of_a_single_place_have_no_attention(way: Way) -> None:
     x = torch.randn(2, 3, 4, 4)
-    with pytest.raises(ValueError, match="after block 3 there are no places to compare"):
+    with pytest.raises(ValueError, match="the features after block 3 have none in common"):
         FeatureAlignment(networks.Plain(), networks.Plain((3, 4, 5)), x, way=way)
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockkd.baselines.contrast import CRD, Memory, noise_contrastive
+from blockkd.baselines.logits import KD
+from blockkd.objectives import KL
 from tests import networks
-from tests.baselines.test_classifier import PAIRS, TwoLayerHead, check_step, field_pair, tiny_pair
+from tests.baselines.laws import CIFAR_PAIRS, TwoLayerHead, check_step, field_pair, tiny
 from tests.networks import IMAGE
 from tests.oracles import contrast as oracle
 
@@ -19,7 +21,7 @@ INDICES = torch.tensor([3, 0, 8, 5])
 
 
 def crd(**options: Any) -> tuple[CRD, Tensor, Tensor]:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     settings: dict[str, Any] = {"dim": 6, "negatives": 7} | options
     if "queue_size" not in settings:
         settings.setdefault("n_samples", 9)
@@ -39,7 +41,7 @@ def embeddings(distiller: CRD, x: Tensor) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+@pytest.mark.parametrize(("teacher", "student"), CIFAR_PAIRS)
 def test_a_step_on_the_fields_pairs(teacher: str, student: str) -> None:
     theirs, ours, x, y = field_pair(teacher, student)
     check_step(CRD(theirs, copy.deepcopy(ours), x, n_samples=1000), x, y, indices=torch.tensor([7, 999]))
@@ -86,7 +88,7 @@ def test_the_first_batch_settles_the_scale() -> None:
     assert all(bool(value.isfinite()) for value in settled)
     twin = copy.deepcopy(distiller)
     torch.manual_seed(5)
-    term = distiller(x, y, indices=INDICES).terms["distill/student"]
+    term = distiller(x, y, indices=INDICES).terms["feature/student"]
     assert torch.equal(distiller.log_mean_student, settled[0])
     assert torch.equal(distiller.log_mean_teacher, settled[1])
     torch.manual_seed(5)
@@ -224,6 +226,20 @@ def test_bad_indices_are_told_so() -> None:
         distiller(x, y, indices=torch.tensor([0, 1, 2, 9]))
     with pytest.raises(ValueError, match="not the output of one linear layer"):
         CRD(networks.Plain(), TwoLayerHead(), x.float(), n_samples=9)
+    named = CRD(networks.Plain(), TwoLayerHead(), x.float(), n_samples=9, negatives=4, student_head="head")
+    assert named(x.float(), y, indices=INDICES).total.isfinite()
+
+
+def test_a_logit_distance_beside_it() -> None:
+    """CRD + KD, as the authors report it."""
+    distiller, x, y = crd(logit_weight=0.7, distance=KL(2.0), alpha=0.3)
+    twin = copy.deepcopy(distiller)
+    terms = distiller(x, y, indices=INDICES).terms
+    assert set(terms) == {"task/student", "distill/student", "feature/student", "feature/teacher"}
+    assert twin.teacher is not None
+    expected = KD(twin.teacher, twin.student, 0.3, 0.7, KL(2.0))(x, y).terms
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
 
 
 def test_nothing_of_it_is_in_the_student() -> None:

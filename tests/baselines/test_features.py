@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockkd.baselines.block_features import FeatureDistiller, chosen_stages, on_one_grid
+from blockkd.baselines.block_features import StageDistiller, chosen_stages, on_one_grid
 from blockkd.baselines.features import AT, VID, FitNet, Gaussian, attention_loss, gaussian_loss, hint_loss
 from blockkd.baselines.logits import KD
 from blockkd.baselines.mixture import Mixture
@@ -143,7 +143,7 @@ def test_products_are_not_multiplied_in_half_precision() -> None:
 
 # The methods.
 
-METHODS: dict[str, Callable[..., FeatureDistiller]] = {"FitNet": FitNet, "AT": AT, "VID": VID}
+METHODS: dict[str, Callable[..., StageDistiller]] = {"FitNet": FitNet, "AT": AT, "VID": VID}
 
 
 @pytest.mark.parametrize("name", METHODS)

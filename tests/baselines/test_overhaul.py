@@ -7,17 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blockkd.baselines.overhaul import OFD, NegativeMean, cut_before_relu, partial_l2
+from blockkd.baselines.overhaul import OFD, NegativeMean, SmallerGrid, partial_l2
+from blockkd.baselines.preactivation import cut_before_relu
 from blockkd.blocks import Blocks
+from blockkd.features import Feature
 from blockkd.models import create_model
 from blockkd.partitioning import partition
 from tests import networks
-from tests.baselines.test_classifier import PAIRS, ChannelsLast, check_step, field_pair, tiny_pair
+from tests.baselines.laws import CIFAR_PAIRS, ChannelsLast, check_step, field_pair, tiny
 from tests.networks import IMAGE
 from tests.oracles import overhaul as oracle
+from tests.oracles.features import pooled as averages
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+@pytest.mark.parametrize(("teacher", "student"), CIFAR_PAIRS)
 def test_a_step_on_the_fields_pairs(teacher: str, student: str) -> None:
     theirs, ours, x, y = field_pair(teacher, student)
     check_step(OFD(theirs, ours, x), x, y)
@@ -34,7 +37,7 @@ def test_partial_l2_is_that_of_the_equations() -> None:
 
 
 def test_the_loss_is_that_of_the_equations() -> None:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     distiller = OFD(teacher, student, x, alpha=0.0, beta=0.3).train()
     twin = copy.deepcopy(distiller)
     losses = distiller(x, y)
@@ -47,7 +50,7 @@ def test_the_loss_is_that_of_the_equations() -> None:
     torch.testing.assert_close(losses.total, expected)
     for a, b in zip(distiller.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    assert losses.terms.keys() == {"distill/block_1", "distill/block_2", "distill/block_3"}
+    assert losses.terms.keys() == {"feature/block_1", "feature/block_2", "feature/block_3"}
 
 
 def test_a_silent_teacher_asks_for_silence_and_no_more() -> None:
@@ -143,11 +146,11 @@ def test_a_lost_negative_part_is_warned_of() -> None:
 
 
 def test_named_cuts_and_blocks_made_by_hand() -> None:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     named = OFD(teacher, student, x, teacher_blocks=["stages.0", "stages.2"], student_blocks=["stages.1", "stages.2"])
     assert named.teacher_blocks.names == ("stages.0.1", "stages.2.1")
     check_step(named, x, y)
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     blocks = Blocks(list(teacher.stages), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), teacher.head))
     made = OFD(teacher, student, x, teacher_blocks=blocks)
     assert made.teacher_blocks is blocks
@@ -166,3 +169,36 @@ def test_weights_and_features_that_do_not_fit() -> None:
     assert OFD(networks.Plain(), networks.Plain(), x, beta=0.0)(x, y).terms.keys() == {"task/student"}
     with pytest.raises(ValueError, match="OFD needs maps, but Tokens gives 17×16 LD"):
         OFD(networks.Tokens(), networks.Tokens(), x)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(2, 4), (4, 2), (4, 4)])
+def test_features_are_compared_on_the_smaller_grid(ours: int, theirs: int) -> None:
+    """So that the sum over an example's elements, which the field's weight belongs to, has as many terms."""
+    torch.manual_seed(0)
+    student = torch.randn(2, 3, ours, ours).double()
+    features = Feature((3, ours, ours), "CHW"), Feature((5, theirs, theirs), "CHW")
+    connect = SmallerGrid(*features).double()
+    learner = connect(student)
+    side = min(ours, theirs)
+    assert learner.shape == (2, 5, side, side)
+    mapped = torch.einsum("bchw,dc->bdhw", averaged(student, side), connect.project.weight[:, :, 0, 0])
+    torch.testing.assert_close(learner, connect.norm(mapped))
+    connect.fit(Feature((3, 2 * ours, 2 * ours), "CHW"), Feature((5, 2 * theirs, 2 * theirs), "CHW"))
+    assert connect(torch.randn(2, 3, 2 * ours, 2 * ours).double()).shape == (2, 5, 2 * side, 2 * side)
+
+    halved = nn.Sequential(nn.MaxPool2d(2), networks.Plain((3, 4, 5)))
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    distiller = OFD(networks.Plain((6, 8, 12)), halved, x, alpha=0.0, beta=1.0)
+    twin = copy.deepcopy(distiller)
+    inner, outer = twin.student_features(x)[0], twin.teacher_features(x)[0]
+    expected = 0.0
+    for i in (1, 2, 3):
+        target = outer[i - 1]
+        expected = expected + oracle.partial_l2(
+            twin.connectors[str(i)](inner[i - 1]), averaged(target, target.shape[2] // 2), oracle.margins(target)
+        ) / 2 ** (3 - i)
+    torch.testing.assert_close(distiller(x, y).total, expected)
+
+
+def averaged(maps: Tensor, side: int) -> Tensor:
+    return averages(maps, side, side) if maps.shape[2] > side else maps

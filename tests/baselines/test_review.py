@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from blockkd.baselines.review import AttentionFusion, ReviewKD, hierarchical_context
 from tests import networks
-from tests.baselines.test_classifier import PAIRS, ChannelsLast, TwoLayerHead, check_step, field_pair, tiny_pair
+from tests.baselines.laws import CIFAR_PAIRS, ChannelsLast, TwoLayerHead, check_step, field_pair, tiny
 from tests.networks import IMAGE
 from tests.oracles import review as oracle
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+@pytest.mark.parametrize(("teacher", "student"), CIFAR_PAIRS)
 def test_a_step_on_the_fields_pairs(teacher: str, student: str) -> None:
     theirs, ours, x, y = field_pair(teacher, student)
     check_step(ReviewKD(theirs, ours, x), x, y)
@@ -40,7 +40,7 @@ def test_fusion_is_that_of_the_equations(grid: tuple[int, int]) -> None:
 
 
 def test_the_loss_is_that_of_the_equations() -> None:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     distiller = ReviewKD(teacher, student, x, alpha=0.0, beta=0.7, warmup_epochs=0)
     twin = copy.deepcopy(distiller)
     losses = distiller(x, y)
@@ -79,13 +79,13 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 
 def test_the_loss_grows_over_the_first_epochs() -> None:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     distiller = ReviewKD(teacher, student, x).eval()
     full, found = {}, {}
     for epoch in (0, 9, 19, 20, 200):
         distiller.set_epoch(epoch)
         losses = distiller(x, y)
-        found[epoch] = float(losses.terms["distill/review"].detach())
+        found[epoch] = float(losses.terms["feature/review"].detach())
         full[epoch] = float(losses.terms["task/student"].detach())
     assert len(set(full.values())) == 1
     shares = {epoch: value / found[200] for epoch, value in found.items()}
@@ -93,7 +93,7 @@ def test_the_loss_grows_over_the_first_epochs() -> None:
 
 
 def test_the_task_is_plain_cross_entropy() -> None:
-    teacher, student, x, y = tiny_pair()
+    teacher, student, x, y = tiny()
     losses = ReviewKD(teacher, student, x, alpha=0.5, beta=0.0).eval()(x, y)
     assert losses.terms.keys() == {"task/student"}
     torch.testing.assert_close(losses.total, 0.5 * F.cross_entropy(student(x), y))
@@ -117,7 +117,7 @@ def test_networks_that_do_not_fit_are_told_so() -> None:
 
 
 def test_nothing_of_it_is_in_the_student() -> None:
-    teacher, student, x, _ = tiny_pair()
+    teacher, student, x, _ = tiny()
     names = list(student.state_dict())
     distiller = ReviewKD(teacher, student, x)
     assert list(distiller.student.state_dict()) == names

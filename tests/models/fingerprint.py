@@ -34,9 +34,9 @@ def set_weights(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fingerprint(network: nn.Module) -> tuple[float, float, float]:
-    """The first logit, the last, and the length of the vector of logits, for one image ``(1, 3, 32, 32)``."""
+def fingerprint(network: nn.Module, size: int = 32) -> tuple[float, float, float]:
+    """The first logit, the last, and the length of the vector of logits, for one image ``(1, 3, size, size)``."""
     network.double().eval()
     set_weights(network)
-    logits: Tensor = network(2 * even_numbers((1, 3, 32, 32), 1))
+    logits: Tensor = network(2 * even_numbers((1, 3, size, size), 1))
     return float(logits[0, 0]), float(logits[0, -1]), float(logits.norm())

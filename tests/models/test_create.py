@@ -1,9 +1,6 @@
-"""Networks by name: ours, timm's, torchvision's; and what is said when there is none."""
-
-import sys
+"""Our networks by name, and what is said when there is none; see test_libraries.py for those of other libraries."""
 
 import pytest
-import torch
 
 from blockkd.models import create_model
 
@@ -40,26 +37,6 @@ def test_no_classes_is_refused() -> None:
         create_model("resnet8", num_classes=0)
 
 
-def test_timm() -> None:
-    pytest.importorskip("timm", reason="timm is not installed")
-    network = create_model("timm/resnet18", num_classes=7, in_channels=1).eval()
-    assert network(torch.randn(1, 1, 32, 32)).shape == (1, 7)
-    with pytest.raises(ValueError, match=r"timm has no network called 'resnt18'; did you mean.*resnet18"):
-        create_model("timm/resnt18")
-
-
-def test_torchvision() -> None:
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    network = create_model("torchvision/resnet18", num_classes=7, in_channels=3).eval()
-    assert network(torch.randn(1, 3, 32, 32)).shape == (1, 7)
-    with pytest.raises(ValueError, match="torchvision has no classifier called 'resnet19'; did you mean"):
-        create_model("torchvision/resnet19")
-    with pytest.raises(ValueError, match="torchvision's networks take 3 channels"):
-        create_model("torchvision/resnet18", in_channels=1)
-
-
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_absent_library_says_what_to_install(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ModuleNotFoundError, match=f"'{library}/resnet18' needs {library}.*pip install {library}"):
-        create_model(f"{library}/resnet18")
+def test_our_networks_have_no_pretrained_weights() -> None:
+    with pytest.raises(ValueError, match="resnet8 has no pretrained weights to load by its name; give a file"):
+        create_model("resnet8", pretrained=True)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from blockkd.models import NETWORKS, VGG, ResNet, WideResNet, create_model
+from blockkd import costs
+from blockkd.models import NETWORKS, VGG, MobileNetV1, ResNet, WideResNet, create_model
 from tests.models.fingerprint import fingerprint
 from tests.models.shared_data import data_file
 
@@ -34,6 +35,7 @@ PARAMETERS = {
     "vgg13": 9_462_180,
     "vgg16": 14_774_436,
     "vgg19": 20_086_692,
+    "MobileNetV1": 3_309_476,
     "MobileNetV2": 812_836,
     "ShuffleV1": 949_258,
     "ShuffleV2": 1_355_528,
@@ -77,6 +79,7 @@ STAGES = {
 }
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
+every_cifar_network = pytest.mark.parametrize("name", FINGERPRINTS)
 
 
 def on_meta(name: str, **options: Any) -> nn.Module:
@@ -104,7 +107,7 @@ def published() -> Mapping[str, Any]:
 
 
 def test_names_are_the_fields() -> None:
-    assert set(NETWORKS) == set(published())
+    assert set(NETWORKS) == {*published(), "MobileNetV1"}
 
 
 @every_network
@@ -112,22 +115,40 @@ def test_parameter_count(name: str) -> None:
     assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == PARAMETERS[name]
 
 
-@every_network
+@every_cifar_network
 def test_names_and_shapes_are_those_of_the_published_checkpoints(name: str) -> None:
     expected = published()[name]["state_dict"]
     assert {key: list(value.shape) for key, value in on_meta(name).state_dict().items()} == expected
 
 
-@every_network
+@every_cifar_network
 def test_stages_have_the_published_shapes(name: str) -> None:
     modules = next(modules for family, modules in STAGES.items() if name.startswith(family))
     images = torch.empty(2, 3, 32, 32, device="meta")
     assert shapes_after(on_meta(name), modules, images) == published()[name]["stage_shapes"]
 
 
-@every_network
+@every_cifar_network
 def test_logits_are_those_of_the_original_network(name: str) -> None:
     assert fingerprint(create_model(name)) == pytest.approx(FINGERPRINTS[name], rel=1e-6)
+
+
+def test_mobilenet_v1_is_the_fields_for_imagenet() -> None:
+    """Its logits are those of mdistiller's network under the same names (computed with their code, at 224×224)."""
+    assert sum(parameter.numel() for parameter in MobileNetV1().parameters()) == 4_231_976
+    assert fingerprint(MobileNetV1(), size=224) == pytest.approx((9.1992492, 9.0011849, 171.29703), rel=1e-6)
+    with torch.device("meta"):
+        stages = ("model.1", "model.3", "model.5", "model.11", "model.13")
+        shapes = shapes_after(MobileNetV1(), stages, torch.empty(1, 3, 224, 224))
+    assert shapes == [[64, 112, 112], [128, 56, 56], [256, 28, 28], [512, 14, 14], [1024, 7, 7]]
+
+
+def test_mobilenet_v1_has_the_papers_size_and_cost() -> None:
+    """Table 4 of the paper: 4.2 million parameters, 569 million multiply-adds."""
+    with torch.device("meta"):
+        network, images = MobileNetV1(), torch.empty(1, 3, 224, 224)
+    assert round(costs.parameters(network) / 1e6, 1) == 4.2
+    assert round(costs.flops(network, images) / 2e6) == 569
 
 
 @every_network

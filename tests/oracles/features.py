@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean of all squared differences (arXiv 1412.6550, eq. 3, without the half)."""
+    """The mean of all squared differences (arXiv 1412.6550, without its half)."""
     pairs = list(zip(student.flatten(), teacher.flatten(), strict=True))
     return sum(((s - t) ** 2 for s, t in pairs), torch.zeros((), dtype=student.dtype)) / len(pairs)
 
@@ -25,7 +25,7 @@ def attention_map(maps: Tensor, p: float) -> list[Tensor]:
 
 
 def attention(student: Tensor, teacher: Tensor, p: float) -> Tensor:
-    """arXiv 1612.03928, eq. 2, as the mean over batch and places of the squared difference."""
+    """arXiv 1612.03928, as the mean over batch and places of the squared difference."""
     squares = [
         (a - b) ** 2
         for s, t in zip(student, teacher, strict=True)
@@ -35,7 +35,7 @@ def attention(student: Tensor, teacher: Tensor, p: float) -> Tensor:
 
 
 def gaussian(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
-    """``-log N(t; μ, σ²)`` without its constant, mean over all elements (arXiv 1904.05835, section 2)."""
+    """``-log N(t; μ, σ²)`` without its constant, mean over all elements (arXiv 1904.05835)."""
     total, count = torch.zeros((), dtype=mean.dtype), 0
     for b, c, h, w in torch.cartesian_prod(*(torch.arange(size) for size in mean.shape)).tolist():
         density = torch.distributions.Normal(mean[b, c, h, w], variance[c] ** 0.5)

@@ -22,7 +22,7 @@ def _huber(a: Tensor, b: Tensor) -> Tensor:
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """arXiv 1907.09682, section 3: ``1/b² ‖G_T - G_S‖_F²``."""
+    """arXiv 1907.09682: ``1/b² ‖G_T - G_S‖_F²``."""
 
     def rows(feature: Tensor) -> list[Tensor]:
         flat = [example.reshape(-1) for example in feature]
@@ -38,7 +38,7 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def selectivity(student: Tensor, teacher: Tensor) -> Tensor:
-    """arXiv 1707.01219, section 4: squared MMD of the channels' unit patterns, ``k(a, b) = (aᵀb)²``."""
+    """arXiv 1707.01219: squared MMD of the channels' unit patterns, ``k(a, b) = (aᵀb)²``."""
 
     def kernel(a: list[Tensor], b: list[Tensor]) -> Tensor:
         return _sum([(x * y).sum() ** 2 for x in a for y in b], student) / (len(a) * len(b))
@@ -51,7 +51,7 @@ def selectivity(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def neighbourhoods(student: Tensor, teacher: Tensor) -> Tensor:
-    """arXiv 1803.10837, section 3: the divergence of neighbour probabilities under the cosine kernel, over B²."""
+    """arXiv 1803.10837: the divergence of neighbour probabilities under the cosine kernel, over B²."""
     size = len(student)
 
     def probabilities(x: Tensor, i: int) -> dict[int, Tensor]:
@@ -67,7 +67,7 @@ def neighbourhoods(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-D, arXiv 1904.05068, section 3.2.1."""
+    """RKD-D, arXiv 1904.05068."""
     size = len(student)
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
 
@@ -81,7 +81,7 @@ def distances(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def angles(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-A, arXiv 1904.05068, section 3.2.2; triples with the corner twice have no angle."""
+    """RKD-A, arXiv 1904.05068; triples with the corner twice have no angle."""
     size = len(student)
 
     def potential(x: Tensor, i: int, j: int, k: int) -> Tensor:

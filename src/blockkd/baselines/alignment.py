@@ -1,28 +1,28 @@
 """Four ways to align features, under one switch: Fig. 2 (a) to (d) of the Block-KD paper (arXiv 2411.01547)."""
 
 from collections.abc import Callable, Sequence
-from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from blockkd.baselines.block_features import common_grid, on_one_grid
+from blockkd.baselines.block_features import as_seen, check_places, on_one_grid
 from blockkd.baselines.features import attention_loss, hint_loss
-from blockkd.blocks import Blocks
+from blockkd.baselines.logits import kd_terms
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.connectors import connector
-from blockkd.distiller import Losses, check_logits
+from blockkd.distiller import Losses
 from blockkd.features import Feature
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.objectives import KL, LogitDistance
 from blockkd.stones import Stones, chosen_stones, stone_logits
 
 Way = Literal["two_projections", "one_mapping", "consolidated", "implicit"]
 
-# The distances have different scales: those of attention maps are weighed as in AT, mapped features as in FitNet.
+# The distances have different scales. Those of attention maps are weighed as in AT; mapped features by a tenth of
+# FitNet's 100, which belongs to the middle block alone: here the last counts most, whose feature is the largest.
 USUAL_WEIGHTS: dict[str, float] = {
     "two_projections": 1000.0,
-    "one_mapping": 100.0,
+    "one_mapping": 10.0,
     "consolidated": 1000.0,
     "implicit": 1.0,
 }
@@ -46,18 +46,17 @@ class FeatureAlignment(BlockwiseDistiller):
     Source: Yu et al., arXiv 2411.01547, Fig. 2; attention maps from Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928.
 
     Args:
-        teacher: trained; maps a batch to logits ``(B, K)``; frozen from here on.
-        student: maps a batch to logits ``(B, K)``; trained in place.
-        example: a batch of inputs ``(B, ...)``; see ``BlockwiseDistiller``.
+        teacher, student, example: see ``BlockwiseDistiller``.
         way: how features are aligned.
-        teacher_blocks, student_blocks, n_blocks: how to cut; see ``BlockwiseDistiller``.
         stages: at which blocks: ``"all"``, ``"last"``, or a list such as ``[2, 3]``.
         make_connector: (student feature, teacher feature) → connector ``C_i``; ``blockkd.connector`` by default.
         alpha, beta: the weights α of the labels and β of the student's own logit distillation.
-        gamma: the weight γ of the alignment; by default the usual one of this way: 1000 with attention maps (AT),
-            100 for mapped features (FitNet), 1 for logits. The ways differ in scale: compare each at its own best γ.
+        gamma: the weight γ of the alignment; by default 1000 with attention maps (as AT), 10 for mapped features, 1 for
+            logits, with which the gradients of all ways are of one order at the start. Not tuned: compare each way at
+            its own best γ.
         stage_weights: the weights w_i, one for each block chosen; by default ``1 / 2^(n-i)``, as for stones.
         distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
+        shared: the other parameters of ``BlockwiseDistiller``, which say how to cut.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
@@ -71,9 +70,6 @@ class FeatureAlignment(BlockwiseDistiller):
         example: Tensor | None = None,
         *,
         way: Way = "implicit",
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
-        n_blocks: int | None = None,
         stages: Stones = "all",
         make_connector: Callable[[Feature, Feature], nn.Module] = connector,
         alpha: float = 1.0,
@@ -81,17 +77,11 @@ class FeatureAlignment(BlockwiseDistiller):
         gamma: float | None = None,
         stage_weights: Sequence[float] | None = None,
         distance: LogitDistance | None = None,
+        **shared: Any,
     ) -> None:
         if way not in USUAL_WEIGHTS:
             raise ValueError(f"way is {way!r}, expected one of {', '.join(USUAL_WEIGHTS)}")
-        super().__init__(
-            teacher,
-            student,
-            example,
-            teacher_blocks=teacher_blocks,
-            student_blocks=student_blocks,
-            n_blocks=n_blocks,
-        )
+        super().__init__(teacher, student, example, **shared)
         self.way: Way = way
         n = len(self.student_blocks)
         self.stages = chosen_stones(stages, n)
@@ -110,12 +100,7 @@ class FeatureAlignment(BlockwiseDistiller):
         """One batch → the losses ``task/student``, ``distill/student`` and ``align/block_i``."""
         ours, logits = self.student_features(inputs, **context)
         theirs, target = self.teacher_features(inputs, **context)
-        check_logits(logits, targets, target)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            terms["distill/student"] = self.beta * self.distance(logits, target, targets)
+        terms = kd_terms(logits, targets, target, self.alpha, self.beta, self.distance)
         used = {i: weight for i, weight in self.stage_weights.items() if weight and self.gamma}
         if self.way == "implicit":
             connected = {i: self.connectors[str(i)](ours[i - 1]) for i in used}
@@ -132,9 +117,11 @@ class FeatureAlignment(BlockwiseDistiller):
             ours = self.connectors[str(i)](ours)
         if self.way == "one_mapping":
             return hint_loss(ours, theirs)
-        layouts = (feature.layout for feature in self._compared(i))
-        now = [Feature(tuple(value.shape[1:]), layout) for value, layout in zip((ours, theirs), layouts, strict=True)]
-        return attention_loss(*on_one_grid(ours, now[0], theirs, now[1]))
+        seen = [
+            as_seen(feature, tuple(value.shape[1:]))
+            for value, feature in zip((ours, theirs), self._compared(i), strict=True)
+        ]
+        return attention_loss(*on_one_grid(ours, seen[0], theirs, seen[1]))
 
     def _compared(self, i: int) -> tuple[Feature, Feature]:
         """What the two features look like whose attention maps are compared."""
@@ -145,10 +132,4 @@ class FeatureAlignment(BlockwiseDistiller):
         if self.way not in ("two_projections", "consolidated"):
             return
         for i in self.stages:
-            if prod(common_grid(*self._compared(i))) < 2:
-                ours, theirs = (blocks.features[i - 1] for blocks in (self.student_blocks, self.teacher_blocks))
-                raise ValueError(
-                    f"way {self.way!r} compares attention maps, but after block {i} there are no places to compare "
-                    f"(student: {ours}, teacher: {theirs}): "
-                    "cut before pooling, choose other stages, or take way='one_mapping' or 'implicit'"
-                )
+            check_places(f"way {self.way!r}", i, *self._compared(i), "take way='one_mapping' or 'implicit'")

@@ -2,15 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from blockkd.baselines.mixture import Mixture
-from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
-from blockkd.connectors import _shrink, _to_maps
+from blockkd.connectors import shrink, to_maps
 from blockkd.distiller import Losses
 from blockkd.features import Feature
 from blockkd.objectives import LogitDistance
@@ -19,18 +18,59 @@ Stages = Literal["all", "middle", "last"] | Sequence[int]
 
 
 class FeatureDistiller(BlockwiseDistiller):
-    """``L = α · CE(Y^S, y) + β · Σ_i L_method(F_i^S, F_i^T) + w · d_L(Y^S, Y^T)``, over the blocks chosen.
+    """``L = α · CE(Y^S, y) + β · L_method(features) + w · d_L(Y^S, Y^T)``.
 
     Args:
         teacher: trained; maps a batch to logits ``(B, K)``; frozen from here on.
         student: maps a batch to logits ``(B, K)``; trained in place.
         example: a batch of inputs ``(B, ...)``; see ``BlockwiseDistiller``.
         beta: weight β of the method's own loss.
-        stages: after which blocks: ``"all"``, ``"middle"`` (number (n+1)/2 of n), ``"last"``, or a list as ``[2, 3]``.
         alpha: weight α of the labels.
         logit_weight: weight w of a logit distance beside them.
         distance: the logit distance ``d_L``; ``KL(temperature=4)`` when left out.
-        teacher_blocks, student_blocks, n_blocks: how to cut; see ``BlockwiseDistiller``.
+        shared: the other parameters of ``BlockwiseDistiller``, which say how to cut.
+
+    Raises:
+        PartitionError: a network cannot be cut as asked.
+        ValueError: weights below zero, or features that the method cannot compare.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        example: Tensor | None = None,
+        *,
+        beta: float,
+        alpha: float = 1.0,
+        logit_weight: float = 0.0,
+        distance: LogitDistance | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(teacher, student, example, **shared)
+        self.mixture = Mixture(alpha, beta, logit_weight, distance)
+
+    @abstractmethod
+    def feature_losses(
+        self, student: Sequence[Float[Tensor, "B ..."]], teacher: Sequence[Float[Tensor, "B ..."]]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The features after every block → the method's losses by name, not yet weighed by β."""
+
+    def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch → the losses ``task/student``, ``feature/…`` and ``distill/student``."""
+        features, logits = self.student_features(inputs, **context)
+        theirs, target = self.teacher_features(inputs, **context)
+        losses = self.feature_losses(features, theirs) if self.mixture.beta else {}
+        return self.mixture.losses(logits, targets, target, losses)
+
+
+class StageDistiller(FeatureDistiller):
+    """``L = α · CE(Y^S, y) + β · Σ_i L_method(F_i^S, F_i^T) + w · d_L(Y^S, Y^T)``, over the blocks chosen.
+
+    Args:
+        teacher, student, example, beta: see ``FeatureDistiller``.
+        stages: after which blocks: ``"all"``, ``"middle"`` (number (n+1)/2 of n), ``"last"``, or a list as ``[2, 3]``.
+        shared: the other parameters of ``FeatureDistiller``.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
@@ -45,36 +85,20 @@ class FeatureDistiller(BlockwiseDistiller):
         *,
         beta: float,
         stages: Stages,
-        alpha: float = 1.0,
-        logit_weight: float = 0.0,
-        distance: LogitDistance | None = None,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
-        n_blocks: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            example,
-            teacher_blocks=teacher_blocks,
-            student_blocks=student_blocks,
-            n_blocks=n_blocks,
-        )
+        super().__init__(teacher, student, example, beta=beta, **shared)
         self.stages = chosen_stages(stages, len(self.student_blocks))
-        self.mixture = Mixture(alpha, beta, logit_weight, distance)
 
     @abstractmethod
     def block_loss(self, i: int, student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
         """The features ``F_i^S`` and ``F_i^T`` after block i → the method's loss, not yet weighed by β."""
 
-    def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student``, ``feature/block_i`` and ``distill/student``."""
-        features, logits = self.student_features(inputs, **context)
-        theirs, target = self.teacher_features(inputs, **context)
-        losses = {}
-        if self.mixture.beta:
-            losses = {f"feature/block_{i}": self.block_loss(i, features[i - 1], theirs[i - 1]) for i in self.stages}
-        return self.mixture.losses(logits, targets, target, losses)
+    def feature_losses(
+        self, student: Sequence[Float[Tensor, "B ..."]], teacher: Sequence[Float[Tensor, "B ..."]]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The losses ``feature/block_i``."""
+        return {f"feature/block_{i}": self.block_loss(i, student[i - 1], teacher[i - 1]) for i in self.stages}
 
     def pair(self, i: int) -> tuple[Feature, Feature]:
         """What the features of student and teacher after block i look like."""
@@ -85,7 +109,7 @@ class FeatureDistiller(BlockwiseDistiller):
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B D H W"]]:
         """The features after block i as maps on one grid; see ``on_one_grid``."""
         ours, theirs = (
-            _seen(feature, tuple(value.shape[1:]))
+            as_seen(feature, tuple(value.shape[1:]))
             for value, feature in zip((student, teacher), self.pair(i), strict=True)
         )
         return on_one_grid(student, ours, teacher, theirs)
@@ -93,14 +117,7 @@ class FeatureDistiller(BlockwiseDistiller):
     def require_places(self) -> None:
         """Raises ValueError where the features have no two places that could be compared."""
         for i in self.stages:
-            ours, theirs = self.pair(i)
-            height, width = common_grid(ours, theirs)
-            if height * width < 2:
-                raise ValueError(
-                    f"{type(self).__name__} compares places, but the features after block {i} have none in common "
-                    f"(student: {ours}, teacher: {theirs}): choose other stages, cut both networks before their "
-                    "pooling, or take a method for embeddings (PKT, RKD)"
-                )
+            check_places(type(self).__name__, i, *self.pair(i), "take a method for embeddings (PKT, RKD)")
 
 
 def chosen_stages(stages: Stages, n: int) -> tuple[int, ...]:
@@ -119,7 +136,24 @@ def chosen_stages(stages: Stages, n: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _seen(feature: Feature, shape: tuple[int, ...]) -> Feature:
+def check_places(who: str, i: int, student: Feature, teacher: Feature, instead: str) -> None:
+    """Raises ValueError when two features have no two places that could be compared.
+
+    Args:
+        who: what compares them.
+        i: after which block they are.
+        student, teacher: what they look like.
+        instead: what else can be done.
+    """
+    height, width = common_grid(student, teacher)
+    if height * width < 2:
+        raise ValueError(
+            f"{who} compares places, but the features after block {i} have none in common (student: {student}, "
+            f"teacher: {teacher}): choose other stages, cut both networks before their pooling, or {instead}"
+        )
+
+
+def as_seen(feature: Feature, shape: tuple[int, ...]) -> Feature:
     """A feature of the shape it has now: inputs may be of another resolution than the example."""
     return feature if feature.shape == shape else Feature(shape, feature.layout)
 
@@ -151,8 +185,8 @@ def on_one_grid(
     if ours.layout == theirs.layout == "LD" and ours.grid == theirs.grid:
         return student.mT.unsqueeze(-1), teacher.mT.unsqueeze(-1)
     maps = (
-        _to_maps(value, feature) if feature.grid else value[:, :, None, None]
+        to_maps(value, feature) if feature.grid else value[:, :, None, None]
         for value, feature in ((student, ours), (teacher, theirs))
     )
-    left, right = (_shrink(each, grid) for each in maps)
+    left, right = (shrink(each, grid) for each in maps)
     return left, right

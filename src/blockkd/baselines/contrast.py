@@ -1,6 +1,7 @@
 """CRD: the student's embedding of a sample is to be found among many by the teacher's of the same, and vice versa."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,30 +9,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockkd.baselines.classifier import final_linear, inputs_of
+from blockkd.baselines.embeddings import EmbeddingDistiller
 from blockkd.baselines.numerics import products, widen
-from blockkd.distiller import Distiller, Losses, check_logits
-from blockkd.examples import example_for
-from blockkd.objectives import cross_entropy
+from blockkd.distiller import Losses
 
 MOMENTUM = 0.5
 
 
-class CRD(Distiller):
-    """Contrastive representation distillation: ``L = α · CE(Y^S, y) + β · (NCE(S → T) + NCE(T → S))``.
+class CRD(EmbeddingDistiller):
+    """Contrastive representation distillation: ``L = α · CE + β · (NCE(S → T) + NCE(T → S)) + w · d_L(Y^S, Y^T)``.
 
-    Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699, section 3.1,
-    equations 10 to 19. What the final linear classifier gets is embedded by a linear layer and divided by its norm, in
-    both networks. For a sample's embedding, the other network's of the same sample is to be told from K others, by
-    noise-contrastive estimation with the critic ``h = e^(s/τ) / (e^(s/τ) + K · c)``, s the cosine. K·c is the paper's
-    N/M in units of what the critic gives at the start: as in the authors' code, c is the mean of ``e^(s/τ)`` over the
-    first batch, and stays. Their ``1e-7`` in the denominators is left out.
+    Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699, the loss its
+    equation 18, and the authors' public code, of which all defaults are. What the final linear classifier gets is
+    embedded by a linear layer and divided by its norm, in both networks. For a sample's embedding, the other network's
+    of the same sample is to be told from K others, by noise-contrastive estimation with the critic
+    ``h = e^(s/τ) / (e^(s/τ) + K · c)``, s the cosine. K·c is the paper's N/M (its N negatives of M samples) in units
+    of what the critic gives at the start: as in the authors' code, c is the mean of ``e^(s/τ)`` over the first batch,
+    and stays. Their ``1e-7`` in the denominators is left out.
 
     *The memory*: the embeddings of all ``n_samples`` training samples in both networks, each an average that moves by
     ``momentum`` when its sample comes by; positives and negatives are taken from it. It is saved with the checkpoint.
     Negatives are samples of another class, as the authors draw them: those drawn of the same class are left out, and
-    the mean over the rest counts K times. Classes are learned from the batches; before its first visit a sample is a
-    random direction, of no class.
+    the mean over the rest counts K times, so that the sum over K negatives, which the weight 0.8 belongs to, is kept.
+    Classes are learned from the batches; before its first visit a sample is a random direction, of no class.
 
     *What it needs*: 2 × 4 bytes × ``n_samples`` × ``dim`` (51 MB for CIFAR-100, 1.3 GB for ImageNet), and one number
     per sample of the batch and of the memory for either direction, the negatives being picked from all scores. The
@@ -41,21 +41,22 @@ class CRD(Distiller):
     is not the paper's method (it is closer to MoCo), but it needs no ``indices``.
 
     Args:
-        teacher: trained; maps a batch to logits ``(B, K)`` by a final linear layer; frozen from here on.
-        student: maps a batch to logits ``(B, K)`` by a final linear layer; trained in place.
-        example: a batch of inputs ``(B, ...)``; when left out, a size that both networks accept is tried out.
-        n_samples: how many training samples there are.
+        teacher, student, example: see ``EmbeddingDistiller``.
+        n_samples: how many training samples there are; ``blockkd distill`` counts them.
         queue_size: how many embeddings to keep instead of one for each sample.
-        alpha: weight α of the labels.
         beta: weight β of the contrast.
         dim: width of the embeddings.
         negatives: K, drawn for each sample, with replacement.
         temperature: τ > 0.
         momentum: the share of the old embedding in the memory's new one; 0.5 when left out. A queue has none.
+        shared: the other parameters of ``EmbeddingDistiller``.
+
+    Attributes:
+        needs_indices: whether ``forward`` must be told which training samples it gets.
 
     Raises:
         ValueError: not exactly one of ``n_samples`` and ``queue_size`` is given, a number is out of range, or a network
-            does not end in a linear layer over one vector per sample.
+            has no linear layer behind its logits.
     """
 
     log_mean_student: Tensor
@@ -70,22 +71,23 @@ class CRD(Distiller):
         *,
         n_samples: int | None = None,
         queue_size: int | None = None,
-        alpha: float = 1.0,
         beta: float = 0.8,
         dim: int = 128,
         negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(teacher, student)
+        super().__init__(teacher, student, example, beta=beta, **shared)
         _check_options(n_samples, queue_size, momentum, dim=dim, negatives=negatives, temperature=temperature)
-        example = example_for(teacher, student) if example is None else example
-        self._linears = final_linear(student, example), final_linear(teacher, example)
-        self.embed_student, self.embed_teacher = (nn.Linear(linear.in_features, dim) for linear in self._linears)
+        networks = teacher, student
+        widths = [head.linear(network).in_features for head, network in zip(self.heads, networks, strict=True)]
+        self.embed_student, self.embed_teacher = nn.Linear(widths[1], dim), nn.Linear(widths[0], dim)
         self.memory = Memory(n_samples or queue_size or 0, dim)
         self.has_queue = queue_size is not None
+        self.needs_indices = bool(beta) and not self.has_queue
         self.momentum = 0.0 if self.has_queue else MOMENTUM if momentum is None else momentum
-        self.alpha, self.beta, self.negatives, self.temperature = alpha, beta, negatives, temperature
+        self.negatives, self.temperature = negatives, temperature
         self.register_buffer("log_mean_student", torch.tensor(math.inf))  # log c; infinite until the first batch
         self.register_buffer("log_mean_teacher", torch.tensor(math.inf))
         self.register_buffer("cursor", torch.tensor(0))
@@ -101,7 +103,7 @@ class CRD(Distiller):
         indices: Int[Tensor, " B"] | None = None,
         **context: Float[Tensor, "B ..."],
     ) -> Losses:
-        """One batch → the losses ``task/student``, ``distill/student`` and ``distill/teacher``.
+        """One batch → the losses ``task/student``, ``feature/student``, ``feature/teacher`` and ``distill/student``.
 
         Args:
             inputs: ``(B, ...)``.
@@ -112,20 +114,9 @@ class CRD(Distiller):
         Raises:
             ValueError: ``indices`` are missing or out of range.
         """
-        with inputs_of(self._linears[0]) as seen:
-            logits = self.student(inputs, **context)
-        student = seen[-1]
-        with inputs_of(self._linears[1]) as seen:
-            check_logits(logits, targets, self.teacher_logits(inputs, **context))
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            if not self.has_queue:
-                _check_indices(indices, len(targets), self.memory.size)
-            for name, loss in self._contrast(student, seen[-1], targets, indices).items():
-                terms[f"distill/{name}"] = self.beta * loss
-        return Losses.of(terms, logits)
+        if self.needs_indices:
+            _check_indices(indices, len(targets), self.memory.size)
+        return self.compared(inputs, targets, partial(self._contrast, targets=targets, indices=indices), **context)
 
     def _contrast(
         self,
@@ -144,8 +135,8 @@ class CRD(Distiller):
             keys_student, keys_teacher = self.memory.student[indices], self.memory.teacher[indices]
             allowed, rows = allowed & (drawn != indices[:, None]), indices
         losses = {
-            "student": self._direction("student", ours, keys_teacher, self.memory.teacher, drawn, allowed),
-            "teacher": self._direction("teacher", theirs, keys_student, self.memory.student, drawn, allowed),
+            "feature/student": self._direction("student", ours, keys_teacher, self.memory.teacher, drawn, allowed),
+            "feature/teacher": self._direction("teacher", theirs, keys_student, self.memory.student, drawn, allowed),
         }
         if self.training:
             last = slice(-self.memory.size, None)  # a batch may be longer than the queue
@@ -179,7 +170,7 @@ def noise_contrastive(
     log_mean: Float[Tensor, ""],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """``- log h(positive) - K · mean log(1 - h(negative))`` with ``h = e^(s/τ) / (e^(s/τ) + K · c)`` (CRD, 18 and 19).
+    """``- log h(positive) - K · mean log(1 - h(negative))`` with ``h = e^(s/τ) / (e^(s/τ) + K · c)``; see ``CRD``.
 
     Args:
         positive: cosine with the other network's embedding of the same sample, ``(B,)``.

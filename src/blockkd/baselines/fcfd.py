@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from blockkd.baselines.bridges import Bridges
 from blockkd.baselines.decoupled import warmup
 from blockkd.baselines.features import hint_loss
+from blockkd.baselines.logits import kd_terms
 from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
-from blockkd.distiller import Losses, check_logits
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.distiller import Losses
+from blockkd.objectives import KL, LogitDistance
 from blockkd.randomness import derived_seed
 from blockkd.tracing import undisturbed
 
@@ -57,14 +58,12 @@ class FCFD(BlockwiseDistiller):
     authors' public code. Differences to that code: the teacher itself stays in evaluation mode (there its own batch
     norm runs, and moves, on batch statistics while the student trains); cuts are those of the partition, and whether a
     bridge ends in LeakyReLU is told from the target network's feature there, which has no negative values where it is
-    activated. The authors train with Nesterov momentum and choose by pair: λ = 5 (0.02 for ResNet56 → ResNet20 and on
-    ImageNet), τ = 4 (8 for ShuffleNetV2, 1 on ImageNet), μ = 1 (0.2 for WRN-40-2 → WRN-16-2).
+    activated. The authors train with Nesterov momentum and choose by pair: λ = 5 (0.02 for ResNet56 → ResNet20, and
+    for ResNet34 → ResNet18 on ImageNet), τ = 4 (8 for ResNet32x4 → ShuffleNetV1 and V2 and for ResNet50 → MobileNetV2,
+    1 on ImageNet), μ = 1 (0.2 for WRN-40-2 → WRN-16-2). For ResNet110 → ResNet32 they give none.
 
     Args:
-        teacher: trained; maps a batch to logits ``(B, K)``; frozen from here on.
-        student: maps a batch to logits ``(B, K)``; trained in place.
-        example: a batch of inputs ``(B, ...)``; see ``BlockwiseDistiller``.
-        teacher_blocks, student_blocks, n_blocks: how to cut; see ``BlockwiseDistiller``. At least two blocks.
+        teacher, student, example: see ``BlockwiseDistiller``.
         alpha: weight α of the labels.
         beta: weight β of the student's own logit distillation.
         mixed_weight: weight μ of the mixed paths; 0 leaves them out, with their part of the feature distances.
@@ -72,11 +71,14 @@ class FCFD(BlockwiseDistiller):
         paths: how many different mixed paths to draw in each step, 1 … 2(n-1).
         warmup_epochs: E, over how many epochs the weight of the feature distances grows to λ; 0 for λ at once.
         distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
+        shared: the other parameters of ``BlockwiseDistiller``, which say how to cut, into at least two blocks.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
         ValueError: features that are no maps, fewer than two blocks, or a number of paths that there is not.
     """
+
+    reads_batch_norm: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -84,9 +86,6 @@ class FCFD(BlockwiseDistiller):
         student: nn.Module,
         example: Tensor | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
-        n_blocks: int | None = None,
         alpha: float = 1.0,
         beta: float = 1.0,
         mixed_weight: float = 1.0,
@@ -94,15 +93,9 @@ class FCFD(BlockwiseDistiller):
         paths: int = 2,
         warmup_epochs: int = 20,
         distance: LogitDistance | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            example,
-            teacher_blocks=teacher_blocks,
-            student_blocks=student_blocks,
-            n_blocks=n_blocks,
-        )
+        super().__init__(teacher, student, example, **shared)
         self.candidates = _candidates(len(self.student_blocks), paths)
         self._build_bridges()
         self.alpha, self.beta = alpha, beta
@@ -113,15 +106,10 @@ class FCFD(BlockwiseDistiller):
         self._seed, self._step = derived_seed(torch.initial_seed()), 0
 
     def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student``, ``distill/student``, ``distill/mixed``, ``features/block_i``."""
+        """One batch → the losses ``task/student``, ``distill/student``, ``distill/mixed``, ``feature/block_i``."""
         ours, logits = self.student_features(inputs, **context)
         theirs, target = self.teacher_features(inputs, **context)
-        check_logits(logits, targets, target)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            terms["distill/student"] = self.beta * self.distance(logits, target, targets)
+        terms = kd_terms(logits, targets, target, self.alpha, self.beta, self.distance)
         drawn = self.draw_paths() if self.mixed_weight and self.training else []
         starts = {path.after for path in drawn if path.prefix == "student"}
         bridged = {
@@ -137,7 +125,7 @@ class FCFD(BlockwiseDistiller):
             weight = self.feature_weight * warmup(self.epoch, self.warmup_epochs)
             for i, feature in bridged.items():
                 alike = [feature, *(features[i] for features, _ in mixed if i in features)]
-                terms[f"features/block_{i}"] = weight * self._features_apart(i, alike, theirs[i - 1])
+                terms[f"feature/block_{i}"] = weight * self._features_apart(i, alike, theirs[i - 1])
         return Losses.of(terms, logits)
 
     def draw_paths(self) -> list[MixedPath]:

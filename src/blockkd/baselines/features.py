@@ -9,31 +9,32 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockkd.baselines.block_features import FeatureDistiller, Stages
+from blockkd.baselines.block_features import StageDistiller, Stages
 from blockkd.baselines.numerics import unit, widen
 from blockkd.connectors import connector
 from blockkd.features import Feature
 
 
-class FitNet(FeatureDistiller):
+class FitNet(StageDistiller):
     """FitNet: the student's mapped feature is to be the teacher's, ``L_HT = mean (C_i(F_i^S) - F_i^T)²``.
 
-    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550, eq. 3. There half the sum
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550. There half the sum
     of the squares, and the student's lower half is trained by it alone before it learns from logits. Here as in the
     field's comparisons since RepDistiller: the mean, and both at once, which the weight 100 belongs to. As there,
     a regressor stands between the features also where their shapes agree; where the student's grid is smaller, its
     mapped feature is interpolated, not sent through a transposed convolution. The regressor ends without ReLU,
     since the teacher's features may be negative.
 
-    Beside the student this trains the regressors. The middle block is the field's choice but for VGG teachers, where
-    RepDistiller takes the third of our four blocks.
+    Beside the student this trains the regressors. The middle block is the field's choice, of the field's stages: those
+    of a VGG are ``teacher_blocks=["relu_1", "relu_2", "relu_3", "relu_4"]``; of the four found by themselves it is the
+    third.
 
     Args:
-        teacher, student, example: see ``FeatureDistiller``.
+        teacher, student, example: see ``StageDistiller``.
         beta: weight β of the hints.
-        stages: where the hints are given; see ``FeatureDistiller``.
+        stages: where the hints are given; see ``StageDistiller``.
         make_connector: (student feature, teacher feature) → the regressor; ``blockkd.connector`` by default.
-        shared: the other parameters of ``FeatureDistiller``.
+        shared: the other parameters of ``StageDistiller``.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class FitNet(FeatureDistiller):
 
 
 def hint_loss(student: Float[Tensor, "B *feature"], teacher: Float[Tensor, "B *feature"]) -> Float[Tensor, ""]:
-    """FitNet's hint, ``mean (student - teacher)²`` over the batch and all elements (arXiv 1412.6550, eq. 3).
+    """FitNet's hint, ``mean (student - teacher)²`` over the batch and all elements (see ``FitNet``).
 
     Args:
         student: the student's mapped feature, ``(B, ...)``.
@@ -68,18 +69,18 @@ def hint_loss(student: Float[Tensor, "B *feature"], teacher: Float[Tensor, "B *f
     return F.mse_loss(widen(student), widen(teacher))
 
 
-class AT(FeatureDistiller):
+class AT(StageDistiller):
     """Attention transfer: where on the grid features are large.
 
-    Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, eq. 2, with
+    Source: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv 1612.03928, with
     activation-based attention ``Q = Σ_c |F_c|^p``; see ``attention_loss``.
 
     Args:
-        teacher, student, example: see ``FeatureDistiller``.
+        teacher, student, example: see ``StageDistiller``.
         beta: weight β of the attention maps.
-        stages: after which blocks; see ``FeatureDistiller``.
+        stages: after which blocks; see ``StageDistiller``.
         p: the power; 2 in the paper's experiments.
-        shared: the other parameters of ``FeatureDistiller``.
+        shared: the other parameters of ``StageDistiller``.
 
     Raises:
         ValueError: p is not above zero, or features without places (vectors, maps of 1×1).
@@ -112,8 +113,9 @@ def attention_loss(
 ) -> Float[Tensor, ""]:
     """``mean (Q^S/‖Q^S‖₂ - Q^T/‖Q^T‖₂)²`` over batch and places, with ``Q = Σ_c |F_c|^p``.
 
-    Source: arXiv 1612.03928, eq. 2. The paper writes the norm of the difference; its authors' code takes the mean of
-    the squares, which the weight 1000 belongs to, and so does this. Scaling a feature changes nothing.
+    Source: arXiv 1612.03928, activation-based attention transfer. The paper writes the norm of the difference; its
+    authors' code takes the mean of the squares, which the weight 1000 belongs to, and so does this. Scaling a feature
+    changes nothing.
 
     Args:
         student: ``(B, C, H, W)``.
@@ -127,23 +129,22 @@ def attention_loss(
     return F.mse_loss(ours, theirs)
 
 
-class VID(FeatureDistiller):
+class VID(StageDistiller):
     """Variational information distillation: the teacher's feature is to be likely, given the student's.
 
-    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835,
-    section 2: ``-log q(t | s)`` with a normal distribution q, of learned mean ``μ(s)`` and variance per channel, bounds
-    the mutual information of both features from below. See ``gaussian_loss`` and ``Gaussian``. The
-    paper's further term on the last layer is left out, as in the field's comparisons; ``logit_weight`` adds plain
-    distillation.
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835:
+    ``-log q(t | s)`` with a normal distribution q, of learned mean ``μ(s)`` and variance per channel, bounds the mutual
+    information of both features from below. See ``gaussian_loss`` and ``Gaussian``. The paper's further term on the
+    last layer is left out, as in the field's comparisons; ``logit_weight`` adds plain distillation.
 
     Beside the student this trains the regressors of the mean, and the variances.
 
     Args:
-        teacher, student, example: see ``FeatureDistiller``.
+        teacher, student, example: see ``StageDistiller``.
         beta: weight β of the negative log-likelihood.
-        stages: after which blocks; see ``FeatureDistiller``.
+        stages: after which blocks; see ``StageDistiller``.
         initial_variance: at which all variances start.
-        shared: the other parameters of ``FeatureDistiller``.
+        shared: the other parameters of ``StageDistiller``.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Gaussian(nn.Module):
     """A normal distribution of the teacher's channels at each place, given the student's.
 
     The mean comes from three 1×1 convolutions with ReLU between them, as wide as the teacher's feature and without
-    bias. The variance ``σ_c² = softplus(a_c) + ε`` is one number per channel (arXiv 1904.05835, section 2).
+    bias. The variance ``σ_c² = softplus(a_c) + ε`` is one number per channel (arXiv 1904.05835).
 
     Args:
         student_channels: C.
@@ -201,7 +202,7 @@ def gaussian_loss(
 ) -> Float[Tensor, ""]:
     """``mean ½ ((target - μ)² / σ² + log σ²)`` over batch, channels and places.
 
-    Source: arXiv 1904.05835, section 2, the negative logarithm of a normal density without its constant. The paper
+    Source: arXiv 1904.05835, the negative logarithm of a normal density without its constant. The paper
     sums over channels and places; the field's weight 1 belongs to the mean. It may be negative.
 
     Args:

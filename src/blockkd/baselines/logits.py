@@ -16,7 +16,7 @@ class CrossEntropy(Distiller):
         teacher: accepted so that all methods are called alike, and left alone; may be None.
         student: maps a batch to logits ``(B, K)``.
         label_smoothing: the share of the target spread evenly over all classes, 0 ≤ ε < 1
-            (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7).
+            (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016).
     """
 
     def __init__(self, teacher: nn.Module | None, student: nn.Module, label_smoothing: float = 0.0) -> None:
@@ -36,7 +36,7 @@ class CrossEntropy(Distiller):
 class KD(Distiller):
     """Plain knowledge distillation, ``L = α · CE(Y^S, y) + β · d_L(Y^S, Y^T)``.
 
-    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     The defaults are the field's for CIFAR-100 (RepDistiller): ``0.1 CE + 0.9 KD`` at temperature 4.
 
     Args:
@@ -63,10 +63,37 @@ class KD(Distiller):
         """One batch → the losses ``task/student`` and ``distill/student``."""
         logits = self.student(inputs, **context)
         target = self.teacher_logits(inputs, **context)
-        check_logits(logits, targets, target)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            terms["distill/student"] = self.beta * self.distance(logits, target, targets)
-        return Losses.of(terms, logits)
+        return Losses.of(kd_terms(logits, targets, target, self.alpha, self.beta, self.distance), logits)
+
+
+def kd_terms(
+    logits: Float[Tensor, "..."],
+    targets: Int[Tensor, " B"],
+    target: Float[Tensor, "..."],
+    alpha: float,
+    beta: float,
+    distance: LogitDistance,
+) -> dict[str, Float[Tensor, ""]]:
+    """What the student's own logits are trained by, ``α · CE(Y^S, y)`` and ``β · d_L(Y^S, Y^T)``.
+
+    Args:
+        logits: the student's, ``(B, K)``.
+        targets: labels ``(B,)``.
+        target: the teacher's logits ``(B, K)``.
+        alpha: weight α; 0 leaves the term out.
+        beta: weight β; 0 leaves the term out.
+        distance: the logit distance ``d_L``.
+
+    Returns:
+        The losses ``task/student`` and ``distill/student``.
+
+    Raises:
+        ValueError: logits that are not ``(B, K)``, class counts that differ, labels outside ``0 … K-1``.
+    """
+    check_logits(logits, targets, target)
+    terms = {}
+    if alpha:
+        terms["task/student"] = alpha * cross_entropy(logits, targets)
+    if beta:
+        terms["distill/student"] = beta * distance(logits, target, targets)
+    return terms

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from blockkd.distiller import Losses, check_logits
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.baselines.logits import kd_terms
+from blockkd.distiller import Losses
+from blockkd.objectives import KL, LogitDistance
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,11 @@ class Mixture:
             method: the terms of the method's own loss by name, not yet weighed.
 
         Returns:
-            The losses ``task/student``, those of the method, and ``distill/student``.
+            The losses ``task/student``, ``distill/student``, and those of the method.
 
         Raises:
             ValueError: logits that are not ``(B, K)``, class counts that differ, labels outside ``0 … K-1``.
         """
-        check_logits(logits, targets, teacher_logits)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        terms |= {name: self.beta * loss for name, loss in method.items()}
-        if self.logit_weight:
-            distance = self.distance if self.distance is not None else KL()
-            terms["distill/student"] = self.logit_weight * distance(logits, teacher_logits, targets)
-        return Losses.of(terms, logits)
+        distance = self.distance if self.distance is not None else KL()
+        terms = kd_terms(logits, targets, teacher_logits, self.alpha, self.logit_weight, distance)
+        return Losses.of(terms | {name: self.beta * loss for name, loss in method.items()}, logits)

@@ -1,32 +1,26 @@
 """OFD: features before the ReLU, margin ReLU on the teacher's side, partial L2 distance."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from blockkd.baselines.classifier import as_maps, random_like
+from blockkd.baselines.block_features import StageDistiller, Stages, common_grid
 from blockkd.baselines.numerics import widen
-from blockkd.blocks import Blocks
-from blockkd.blockwise import BlockwiseDistiller
-from blockkd.connectors import connector
-from blockkd.cuts import CutPoint
-from blockkd.distiller import Losses, check_logits
+from blockkd.baselines.preactivation import check_maps, cut_before_relu
+from blockkd.connectors import MapConnector, shrink, to_maps
 from blockkd.examples import example_for
-from blockkd.objectives import cross_entropy
-from blockkd.partitioning import Survey
-from blockkd.tracing import undisturbed
+from blockkd.features import Feature
 
 
-class OFD(BlockwiseDistiller):
+class OFD(StageDistiller):
     """Overhaul of feature distillation: ``L = α · CE(Y^S, y) + β · Σ_i 2^(i-n) · d_p(max(F_i^T, m_i), C_i(F_i^S))``.
 
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866, section 3,
-    equations 1 to 5. C_i is a 1×1 convolution with batch norm; d_p, the partial L2 distance, is summed over an
-    example's elements, so that its weight is small; 2^(i-n) is the authors' code.
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866, and the
+    authors' public code, of which 2^(i-n) is. C_i is a 1×1 convolution with batch norm. The partial L2 distance d_p is
+    a sum over an example's elements, which the weight 1e-3 belongs to; where the grids differ, it is taken on the
+    smaller one, to which the other feature is averaged, as mdistiller does.
 
     *Features before the ReLU.* Stages end in a ReLU, so each cut is moved before the one that follows the stage, found
     by its values: in a ResNet the sum before the last ReLU of a stage, in a WideResNet the batch norm that opens the
@@ -35,17 +29,15 @@ class OFD(BlockwiseDistiller):
     cannot be undone (``relu_`` written in a forward), there is a warning, and what is left of the method is that the
     teacher's zeros are not to be exceeded. ``Blocks`` made by hand are taken as they are.
 
-    *Margins.* ``m_i``, one per channel, is the mean of the teacher's negative responses (equation 2), taken over the
-    training batches as they come and kept with the checkpoint. The authors compute it from the last batch norm before
-    the ReLU, as if its output were normal; that does not know of shortcuts added behind it, nor of other norms.
+    *Margins.* ``m_i``, one per channel, is the mean of the teacher's negative responses, taken over the training
+    batches as they come and kept with the checkpoint. The authors compute it from the last batch norm before the ReLU,
+    as if its output were normal; that does not know of shortcuts added behind it, nor of other norms.
 
     Args:
-        teacher: trained; maps a batch to logits ``(B, K)``; frozen from here on.
-        student: maps a batch to logits ``(B, K)``; trained in place.
-        example: a batch of inputs ``(B, ...)``; when left out, a size that both networks accept is tried out.
-        teacher_blocks, student_blocks, n_blocks: how to cut, as for ``BlockKD``.
-        alpha: weight α of the labels.
-        beta: weight β of the features; 1e-3 in the field.
+        teacher, student, example: see ``StageDistiller``.
+        beta: weight β of the features.
+        stages: after which blocks; see ``StageDistiller``.
+        shared: the other parameters of ``StageDistiller``.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
@@ -58,56 +50,57 @@ class OFD(BlockwiseDistiller):
         student: nn.Module,
         example: Tensor | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
-        n_blocks: int | None = None,
-        alpha: float = 1.0,
         beta: float = 1e-3,
+        stages: Stages = "all",
+        **shared: Any,
     ) -> None:
         example = example_for(teacher, student) if example is None else example
-        super().__init__(
-            teacher,
-            student,
-            example,
-            teacher_blocks=teacher_blocks,
-            student_blocks=student_blocks,
-            n_blocks=n_blocks,
-        )
+        super().__init__(teacher, student, example, beta=beta, stages=stages, **shared)
         theirs, ours = self._blocks
-        if not isinstance(teacher_blocks, Blocks):
+        given = [id(value) for value in shared.values()]
+        if id(theirs) not in given:
             theirs = cut_before_relu(teacher, theirs, example, frozen=True)
-        if not isinstance(student_blocks, Blocks):
+        if id(ours) not in given:
             ours = cut_before_relu(student, ours, example)
         self._blocks = theirs, ours
-        check_maps("OFD", *self._blocks)
-        stages = range(1, len(ours) + 1)
-        self.connect(stages, connector)
-        self.margins = nn.ModuleDict({str(i): NegativeMean(theirs.features[i - 1].channels) for i in stages})
+        check_maps("OFD", theirs, ours)
+        self.connect(self.stages, SmallerGrid)
+        self.margins = nn.ModuleDict({str(i): NegativeMean(theirs.features[i - 1].channels) for i in self.stages})
         self.margins.to(next(p for p in student.parameters() if p.is_floating_point()))
-        self.alpha, self.beta = alpha, beta
 
-    def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student`` and ``distill/block_i``."""
-        features, logits = self.student_features(inputs, **context)
-        check_logits(logits, targets)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            theirs, target_logits = self.teacher_features(inputs, **context)
-            check_logits(logits, targets, target_logits)
-            for i, (stage, connect) in enumerate(self.connectors.items()):
-                layout = self.teacher_blocks.features[i].layout
-                learner, target = (as_maps(value, layout) for value in (connect(features[i]), theirs[i]))
-                distance = partial_l2(learner, target, self.margins[stage](target))
-                terms[f"distill/block_{stage}"] = self.beta * 2.0 ** (i + 1 - len(features)) * distance
-        return Losses.of(terms, logits)
+    def block_loss(self, i: int, student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
+        """``2^(i-n) · d_p`` at block i."""
+        learner = self.connectors[str(i)](student)
+        target = to_maps(teacher, self.teacher_blocks.features[i - 1])
+        margin = self.margins[str(i)](target)
+        distance = partial_l2(learner, shrink(target, (learner.shape[2], learner.shape[3])), margin)
+        return 2.0 ** (i - len(self.student_blocks)) * distance
+
+
+class SmallerGrid(MapConnector):
+    """The student's map in the teacher's channels, on the smaller of both grids.
+
+    Args:
+        student: the student's feature, a map.
+        teacher: the teacher's.
+    """
+
+    def __init__(self, student: Feature, teacher: Feature) -> None:
+        super().__init__(student, _on_common_grid(student, teacher))
+
+    def fit(self, student: Feature, teacher: Feature) -> None:
+        """Connect features of another resolution from now on."""
+        super().fit(student, _on_common_grid(student, teacher))
+
+
+def _on_common_grid(student: Feature, teacher: Feature) -> Feature:
+    return Feature((teacher.channels, *common_grid(student, teacher)), "CHW")
 
 
 def partial_l2(
     learner: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"], margin: Float[Tensor, " C"]
 ) -> Float[Tensor, ""]:
-    """The partial L2 distance to the teacher's feature behind a margin ReLU (OFD, equations 1 and 4).
+    """The partial L2 distance to the teacher's feature behind a margin ReLU (see ``OFD``).
 
     With ``t = max(target, margin)``, an element costs ``(t - s)²``, but nothing where ``s ≤ t ≤ 0``: where the teacher
     is silent, how deep the student's silence is does not matter.
@@ -127,7 +120,7 @@ def partial_l2(
 
 
 class NegativeMean(nn.Module):
-    """The mean of the negative values of each channel over all that was seen in training (OFD, equation 2).
+    """The mean of the negative values of each channel over all that was seen in training.
 
     A channel that never was negative has 0; its margin plays no part.
     """
@@ -150,54 +143,3 @@ class NegativeMean(nn.Module):
             self.count += number
             self.mean += ((total - number * self.mean) / self.count.clamp(min=1)).to(self.mean)
         return self.mean
-
-
-def check_maps(method: str, *networks: Blocks) -> None:
-    """Raises ValueError where a block gives tokens or vectors: ``method`` needs maps."""
-    for blocks in networks:
-        for name, feature in zip(blocks.names, blocks.features, strict=True):
-            if feature.layout not in ("CHW", "HWC"):
-                raise ValueError(
-                    f"{method} needs maps, but {type(blocks.network).__name__} gives {feature} after {name!r}: cut it "
-                    "where it still has a grid, or use a method for tokens and logits"
-                )
-
-
-def cut_before_relu(network: nn.Module, blocks: Blocks, example: Tensor, *, frozen: bool = False) -> Blocks:
-    """The network cut at the same stages, each before the ReLU that ends or follows it.
-
-    Args:
-        network: the network behind ``blocks``; its ``nn.ReLU`` modules stop overwriting their input.
-        blocks: the network as ``partition`` cuts it.
-        example: a batch of inputs ``(B, ...)``.
-        frozen: the network stays in evaluation mode, as a teacher does.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.inplace = False  # else what it gets is gone before anybody can look at it
-    survey = Survey(network, example)
-    ends = survey.named(blocks.names)
-    runs = [[p for p in survey.points if (p.depth, p.feature) == (end.depth, end.feature)] for end in ends]
-    candidates = [point for run in runs for point in run]
-    every = survey.cut(candidates, frozen=True)
-    with torch.no_grad(), undisturbed(network, training=False):
-        outputs, _ = every.run(random_like(example))
-    values = dict(zip(candidates, outputs, strict=True))
-    points = [_relu_input(run, values) or end for run, end in zip(runs, ends, strict=True)]
-    lost = [point.name for point in points if not bool((values[point] < 0).any())]
-    if lost and frozen:  # of any student's feature its connector can make what it needs
-        warnings.warn(
-            f"{survey.label} gives no negative value after {', '.join(lost)}, and what its ReLU gets cannot be looked "
-            "at: the feature after the activation is used",
-            stacklevel=3,
-        )
-    return survey.cut(points, frozen=frozen)
-
-
-def _relu_input(run: Sequence[CutPoint], values: Mapping[CutPoint, Tensor]) -> CutPoint | None:
-    """Of the places between two layers with weights, the input of the last ReLU."""
-    for point, following in reversed(list(pairwise(run))):
-        before, after = values[point], values[following]
-        if bool((before < 0).any()) and any(torch.equal(after, x) for x in (before.relu(), before.clamp(0, 6))):
-            return point
-    return None

@@ -3,28 +3,29 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockkd.baselines.block_features import FeatureDistiller, Stages
+from blockkd.baselines.block_features import StageDistiller, Stages
 from blockkd.baselines.embeddings import EmbeddingDistiller
 from blockkd.baselines.numerics import length, products, unit, widen
+from blockkd.distiller import Losses
 
 LEAST_SIMILARITY = 1e-7  # of PKT's kernel: the logarithm of 0 would follow
 
 
-class SP(FeatureDistiller):
+class SP(StageDistiller):
     """Similarity-preserving distillation: which examples of a batch look alike inside.
 
-    Source: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682, section 3; see
+    Source: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682; see
     ``similarity_loss``. Any two features will do, also of another layout or size.
 
     Args:
-        teacher, student, example: see ``FeatureDistiller``.
+        teacher, student, example: see ``StageDistiller``.
         beta: weight β of the similarities.
-        stages: after which blocks; see ``FeatureDistiller``.
-        shared: the other parameters of ``FeatureDistiller``.
+        stages: after which blocks; see ``StageDistiller``.
+        shared: the other parameters of ``StageDistiller``.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class SP(FeatureDistiller):
 def similarity_loss(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
     """``1/B² · ‖G^S - G^T‖_F²``, with G the matrix ``Q Qᵀ`` of scalar products, each row over its length.
 
-    Source: arXiv 1907.09682, section 3; ``Q (B, C·H·W)`` is the feature laid out flat.
+    Source: arXiv 1907.09682, the similarity-preserving loss; ``Q (B, C·H·W)`` is the feature laid out flat. The weight
+    3000 belongs to this mean over all B² pairs.
 
     Args:
         student: ``(B, ...)``.
@@ -62,18 +64,18 @@ def similarity_loss(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B .
     return F.mse_loss(ours, theirs)
 
 
-class NST(FeatureDistiller):
+class NST(StageDistiller):
     """Neuron selectivity transfer: which patterns over the grid the channels respond to, as one distribution.
 
     Source: Huang, Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv 1707.01219,
-    section 4, with the polynomial kernel; see ``selectivity_loss``. Time and memory grow with the square of the
+    with the polynomial kernel; see ``selectivity_loss``. Time and memory grow with the square of the
     channels.
 
     Args:
-        teacher, student, example: see ``FeatureDistiller``.
-        beta: weight β; the paper halves it once more.
-        stages: after which blocks; see ``FeatureDistiller``.
-        shared: the other parameters of ``FeatureDistiller``.
+        teacher, student, example: see ``StageDistiller``.
+        beta: weight β; the field's 50, for the mean over the batch and all pairs of channels, summed over blocks.
+        stages: after which blocks; see ``StageDistiller``.
+        shared: the other parameters of ``StageDistiller``.
 
     Raises:
         ValueError: features without places (vectors, maps of 1×1).
@@ -102,7 +104,7 @@ def selectivity_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "
 
     ``MMD² = mean k(t, t') + mean k(s, s') - 2 mean k(s, t)`` with ``k(a, b) = (aᵀb)²``, over all pairs of channels.
 
-    Source: arXiv 1707.01219, section 4.
+    Source: arXiv 1707.01219, neuron selectivity transfer with the polynomial kernel of degree 2 and no offset.
 
     Args:
         student: ``(B, C, H, W)``.
@@ -123,22 +125,32 @@ class PKT(EmbeddingDistiller):
     """Probabilistic knowledge transfer: how likely each example is another's neighbour.
 
     Source: Passalis, Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
-    arXiv 1803.10837, section 3, with the cosine kernel; see ``neighbourhood_loss``.
+    arXiv 1803.10837, with the cosine kernel; see ``neighbourhood_loss``.
 
     Args:
-        teacher, student: see ``EmbeddingDistiller``.
+        teacher, student, example: see ``EmbeddingDistiller``.
         beta: weight β of the divergence.
         shared: the other parameters of ``EmbeddingDistiller``.
     """
 
-    def __init__(self, teacher: nn.Module, student: nn.Module, *, beta: float = 30000.0, **shared: Any) -> None:
-        super().__init__(teacher, student, beta=beta, **shared)
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        example: Tensor | None = None,
+        *,
+        beta: float = 30000.0,
+        **shared: Any,
+    ) -> None:
+        super().__init__(teacher, student, example, beta=beta, **shared)
 
-    def embedding_losses(
-        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The loss ``feature/neighbours``."""
-        return {"feature/neighbours": neighbourhood_loss(student, teacher)}
+    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch → the losses ``task/student``, ``feature/neighbours`` and ``distill/student``."""
+        return self.compared(inputs, targets, _neighbour_losses, **context)
+
+
+def _neighbour_losses(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> dict[str, Float[Tensor, ""]]:
+    return {"feature/neighbours": neighbourhood_loss(student, teacher)}
 
 
 def neighbourhood_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
@@ -146,9 +158,10 @@ def neighbourhood_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B 
 
     ``p_ij = K(x_i, x_j) / Σ_{k≠i} K(x_i, x_k)`` with ``K(a, b) = (cos(a, b) + 1) / 2``.
 
-    Source: arXiv 1803.10837, section 3. An example is not its own neighbour there; the authors' code counts it as
-    one, with the similarity 1, which makes next to no difference in batches of usual size. The paper sums; the
-    weight 30000 belongs to the code's mean over all pairs. A batch of one gives 0.
+    Source: arXiv 1803.10837, the divergence between the conditional probabilities of student and teacher. An example
+    is not its own neighbour there; the field's code counts it as one, with the similarity 1, which makes next to no
+    difference in batches of usual size. The paper sums; the weight 30000 belongs to the field's mean over all B²
+    pairs. A batch of one gives 0.
 
     Args:
         student: embeddings ``(B, D)``.
@@ -173,11 +186,11 @@ def _neighbours(embeddings: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B B"],
 class RKD(EmbeddingDistiller):
     """Relational knowledge distillation: distances between two examples and angles between three.
 
-    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068, sections 3.2.1 and 3.2.2; see
-    ``distance_loss`` and ``angle_loss``. Memory grows with the cube of the batch size.
+    Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068; see ``distance_loss`` and
+    ``angle_loss``. Memory grows with the cube of the batch size.
 
     Args:
-        teacher, student: see ``EmbeddingDistiller``.
+        teacher, student, example: see ``EmbeddingDistiller``.
         beta: weight β of both together.
         distance_weight: weight of the distances.
         angle_weight: weight of the angles.
@@ -191,13 +204,14 @@ class RKD(EmbeddingDistiller):
         self,
         teacher: nn.Module,
         student: nn.Module,
+        example: Tensor | None = None,
         *,
         beta: float = 1.0,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
         **shared: Any,
     ) -> None:
-        super().__init__(teacher, student, beta=beta, **shared)
+        super().__init__(teacher, student, example, beta=beta, **shared)
         if min(distance_weight, angle_weight) < 0 or not distance_weight + angle_weight:
             raise ValueError(
                 f"distance_weight is {distance_weight} and angle_weight {angle_weight}, expected zero or more, and one "
@@ -205,10 +219,13 @@ class RKD(EmbeddingDistiller):
             )
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
-    def embedding_losses(
+    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch → ``task/student``, ``feature/distances``, ``feature/angles`` and ``distill/student``."""
+        return self.compared(inputs, targets, self._relations_apart, **context)
+
+    def _relations_apart(
         self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]
     ) -> dict[str, Float[Tensor, ""]]:
-        """The losses ``feature/distances`` and ``feature/angles``."""
         losses = {}
         if self.distance_weight:
             losses["feature/distances"] = self.distance_weight * distance_loss(student, teacher)
@@ -220,8 +237,8 @@ class RKD(EmbeddingDistiller):
 def distance_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
     """RKD-D, ``1/B² · Σ_ij l(ψ_ij^S, ψ_ij^T)`` with ``ψ_ij = ‖x_i - x_j‖₂ / μ`` and μ the mean over i ≠ j.
 
-    l is the Huber loss with δ = 1. Source: arXiv 1904.05068, section 3.2.1. As in the authors' code, which the
-    weight 25 belongs to, the mean is over all B² pairs, those of an example with itself adding nothing.
+    l is the Huber loss with δ = 1. Source: arXiv 1904.05068, distance-wise distillation. As in the field's code,
+    which the weight 25 belongs to, the mean is over all B² pairs, those of an example with itself adding nothing.
 
     Args:
         student: embeddings ``(B, D)``.
@@ -237,8 +254,8 @@ def distance_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) 
 def angle_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
     """RKD-A, ``1/B³ · Σ_ijk l(ψ_ijk^S, ψ_ijk^T)`` with ``ψ_ijk = cos ∠ x_i x_j x_k``, the angle at x_j.
 
-    l is the Huber loss with δ = 1. Source: arXiv 1904.05068, section 3.2.2. As in the authors' code, which the
-    weight 50 belongs to, the mean is over all B³ triples, degenerate ones adding nothing.
+    l is the Huber loss with δ = 1. Source: arXiv 1904.05068, angle-wise distillation. As in the field's code,
+    which the weight 50 belongs to, the mean is over all B³ triples, degenerate ones adding nothing.
 
     Args:
         student: embeddings ``(B, D)``.

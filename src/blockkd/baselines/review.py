@@ -1,45 +1,45 @@
 """ReviewKD: every stage of the teacher is taught to the student's stages up to and beyond it, from the deepest back."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockkd.baselines.classifier import as_maps, final_linear, inputs_of
+from blockkd.baselines.block_features import FeatureDistiller
+from blockkd.baselines.decoupled import warmup
+from blockkd.baselines.heads import Head
 from blockkd.baselines.numerics import widen
-from blockkd.baselines.overhaul import check_maps, cut_before_relu
+from blockkd.baselines.preactivation import check_maps, cut_before_relu
 from blockkd.blocks import Blocks
-from blockkd.blockwise import BlockwiseDistiller
-from blockkd.distiller import Losses, check_logits
+from blockkd.connectors import to_maps
+from blockkd.distiller import Losses
 from blockkd.examples import example_for
-from blockkd.objectives import cross_entropy
 
 MAX_WIDTH = 512  # channels in which features are fused, at most
 PYRAMID = (4, 2, 1)  # grids of the hierarchical context loss beside the full one
 
 
-class ReviewKD(BlockwiseDistiller):
-    """Knowledge review: ``L = α · CE(Y^S, y) + β · min(1, epochs begun / warmup) · Σ_i HCL(ABF_i(…), F_i^T)``.
+class ReviewKD(FeatureDistiller):
+    """Knowledge review: ``L = α · CE + β · min(1, epochs begun / warmup) · Σ_i HCL(ABF_i(…), F_i^T) + w · d_L``.
 
-    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044, section 3, equations
-    5 to 8. Going back from the last feature, attention-based fusion (ABF) merges the student's feature with what came
-    from the deeper ones and maps it to the teacher's; the hierarchical context loss (HCL) compares on a pyramid.
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044, and the authors'
+    public code. Going back from the last feature, attention-based fusion (ABF) merges the student's feature with what
+    came from the deeper ones and maps it to the teacher's; the hierarchical context loss (HCL) compares on a pyramid.
 
     As in the authors' code: the features are those after each stage and, deepest of all, what the linear classifier
     gets, as a grid of one place; the teacher's are taken before their ReLU (see ``OFD`` for how), the student's after
-    it; the loss grows linearly over the first 20 epochs, of which the first is counted as 1, not 0.
+    it; the loss grows linearly over the first 20 epochs, of which the first is counted as 1, not 0; each level's loss
+    is a mean over batch and elements, which the weights below belong to, and the levels are summed.
 
     Args:
-        teacher: trained; maps a batch to logits ``(B, K)`` by a final linear layer; frozen from here on.
-        student: maps a batch to logits ``(B, K)`` by a final linear layer; trained in place.
-        example: a batch of inputs ``(B, ...)``; when left out, a size that both networks accept is tried out.
-        teacher_blocks, student_blocks, n_blocks: how to cut, as for ``BlockKD``.
-        alpha: weight α of the labels.
+        teacher, student, example: see ``FeatureDistiller``; both networks end in a linear layer.
         beta: weight β of the features; 5 for most pairs in the field, 0.6 for ResNet56 → ResNet20, 1 for 110 → 32, 8
             for ShuffleNetV2.
         warmup_epochs: over how many epochs β is reached; 0 for from the start.
+        shared: the other parameters of ``FeatureDistiller``.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
@@ -54,59 +54,55 @@ class ReviewKD(BlockwiseDistiller):
         student: nn.Module,
         example: Tensor | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
-        n_blocks: int | None = None,
-        alpha: float = 1.0,
         beta: float = 5.0,
         warmup_epochs: int = 20,
+        **shared: Any,
     ) -> None:
-        example = example_for(teacher, student) if example is None else example
-        super().__init__(
-            teacher,
-            student,
-            example,
-            teacher_blocks=teacher_blocks,
-            student_blocks=student_blocks,
-            n_blocks=n_blocks,
-        )
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs is {warmup_epochs}, expected 0 or more (the authors take 20)")
-        if not isinstance(teacher_blocks, Blocks):
+        example = example_for(teacher, student) if example is None else example
+        super().__init__(teacher, student, example, beta=beta, **shared)
+        if not any(given is self.teacher_blocks for given in shared.values()):
             self._blocks = cut_before_relu(teacher, self.teacher_blocks, example, frozen=True), self.student_blocks
         check_maps("ReviewKD", *self._blocks)
-        self._linears = final_linear(student, example), final_linear(teacher, example)
+        self.heads = Head(teacher, example=example), Head(student, example=example)
         self.fusions = self._make_fusions()
         self.fusions.to(next(p for p in student.parameters() if p.is_floating_point()))
-        self.alpha, self.beta, self.warmup_epochs = alpha, beta, warmup_epochs
+        self.warmup_epochs = warmup_epochs
 
     def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student`` and ``distill/review``."""
-        with inputs_of(self._linears[0]) as seen:
+        """One batch → the losses ``task/student``, ``feature/review`` and ``distill/student``."""
+        teacher_head, student_head = self.heads
+        network = self.teacher
+        assert network is not None
+        self._adapt(inputs, **context)  # which may run the networks, so not while they are watched
+        with student_head.watched(self.student) as ours:
             features, logits = self.student_features(inputs, **context)
-        ours = _levels(features, self.student_blocks, seen[-1])
-        check_logits(logits, targets)
-        terms = {}
-        if self.alpha:
-            terms["task/student"] = self.alpha * cross_entropy(logits, targets)
-        if self.beta:
-            with inputs_of(self._linears[1]) as seen:
-                features, target_logits = self.teacher_features(inputs, **context)
-            check_logits(logits, targets, target_logits)
-            theirs = _levels(features, self.teacher_blocks, seen[-1])
-            reviewed = self._review(ours, [(level.shape[2], level.shape[3]) for level in theirs])
-            losses = [hierarchical_context(a, b) for a, b in zip(reviewed, theirs, strict=True)]
-            terms["distill/review"] = self.beta * self.warmup() * torch.stack(losses).sum()
-        return Losses.of(terms, logits)
+        with teacher_head.watched(network) as theirs:
+            their_features, target = self.teacher_features(inputs, **context)
+        losses = {}
+        if self.mixture.beta:
+            losses = self.feature_losses(
+                [*features, student_head.embedding(self.student, ours, logits)],
+                [*their_features, teacher_head.embedding(network, theirs, target)],
+            )
+        return self.mixture.losses(logits, targets, target, losses)
 
-    def warmup(self) -> float:
-        """The share of β that counts in this epoch, above 0 and up to 1."""
-        return min((self.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+    def feature_losses(
+        self, student: Sequence[Float[Tensor, "B ..."]], teacher: Sequence[Float[Tensor, "B ..."]]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The loss ``feature/review``, of the features after every block and what the linear classifier gets."""
+        ours, theirs = _levels(student, self.student_blocks), _levels(teacher, self.teacher_blocks)
+        reviewed = self._review(ours, [(level.shape[2], level.shape[3]) for level in theirs])
+        losses = [hierarchical_context(a, b) for a, b in zip(reviewed, theirs, strict=True)]
+        return {"feature/review": warmup(self.epoch, self.warmup_epochs) * torch.stack(losses).sum()}
 
     def _make_fusions(self) -> nn.ModuleList:
-        ours, theirs = (
-            [*(feature.channels for feature in blocks.features), linear.in_features]
-            for blocks, linear in zip((self.student_blocks, self.teacher_blocks), self._linears, strict=True)
+        networks = self.teacher, self.student
+        theirs, ours = (
+            [*(feature.channels for feature in blocks.features), head.linear(network).in_features]
+            for blocks, head, network in zip(self._blocks, self.heads, networks, strict=True)
+            if network is not None
         )
         width = min(MAX_WIDTH, ours[-1])
         last = len(ours) - 1
@@ -127,7 +123,7 @@ class ReviewKD(BlockwiseDistiller):
 class AttentionFusion(nn.Module):
     """ABF: the feature and what came from the deeper ones, weighted place by place, then mapped to the teacher's.
 
-    Source: ReviewKD, section 3.3, figure 3 (a). Weights start as the authors start them.
+    Source: ReviewKD, attention-based fusion. Weights start as the authors start them.
 
     Args:
         channels: of the student's feature.
@@ -172,7 +168,7 @@ class AttentionFusion(nn.Module):
 def hierarchical_context(learner: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
     """HCL: mean squared error on the full grid and on averages over 4×4, 2×2 and 1×1 cells.
 
-    Source: ReviewKD, section 3.3, figure 3 (b). Level j, from 0, has the weight ``2^-j``, divided by the sum of all
+    Source: ReviewKD, hierarchical context loss. Level j, from 0, has the weight ``2^-j``, divided by the sum of all
     weights; a grid that is not smaller than the feature's own is left out, and takes no weight.
 
     Args:
@@ -191,7 +187,8 @@ def hierarchical_context(learner: Float[Tensor, "B C H W"], target: Float[Tensor
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
 
-def _levels(features: Sequence[Tensor], blocks: Blocks, vector: Float[Tensor, "B D"]) -> list[Tensor]:
-    """The maps after each stage, and the classifier's input as a map of one place."""
-    maps = [as_maps(value, feature.layout) for value, feature in zip(features, blocks.features, strict=True)]
+def _levels(features: Sequence[Float[Tensor, "B ..."]], blocks: Blocks) -> list[Float[Tensor, "B C H W"]]:
+    """The maps after each stage, and the vector behind them as a map of one place."""
+    *values, vector = features
+    maps = [to_maps(value, feature) for value, feature in zip(values, blocks.features, strict=True)]
     return [*maps, vector[:, :, None, None]]

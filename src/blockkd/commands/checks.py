@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,29 @@ def build_network(factory: NetworkFactory, role: str) -> nn.Module:
 
 
 def build_method(
-    factory: MethodFactory, name: str, teacher: nn.Module, student: nn.Module, example: Tensor
+    factory: MethodFactory, name: str, teacher: nn.Module, student: nn.Module, data: ImageData
 ) -> Distiller:
-    """A new Distiller; one that cuts networks is given a batch of the data to tell shapes by."""
+    """A new Distiller, told of the data what it asks for: some images to tell shapes by, how many there are to train.
+
+    Raises:
+        InvalidInputError: its settings or the networks are not accepted.
+    """
+    # jsonargparse gives a functools.partial with all that the class and its bases take; a plain function has names.
+    asked = dict.fromkeys(inspect.signature(factory).parameters) | getattr(factory, "keywords", {})
+    told: dict[str, Any] = {}
+    if "example" in asked:
+        told["example"] = data.example()
+    if "n_samples" in asked and asked["n_samples"] is None and asked.get("queue_size") is None:
+        told["n_samples"] = len(data.parts.train)
+    with user_input(f"cannot set up {name}"):
+        return factory(teacher, student, **told)
+
+
+def method_class(factory: MethodFactory) -> type[Distiller]:
+    """The class that the factory makes, or ``Distiller`` where it does not say."""
     # jsonargparse gives a functools.partial around its own function, with the class among the arguments.
     classes = [value for value in getattr(factory, "args", ()) if inspect.isclass(value)]
-    takes_example = "example" in inspect.signature(classes[-1] if classes else factory).parameters
-    with user_input(f"cannot set up {name}"):
-        return factory(teacher, student, **({"example": example} if takes_example else {}))
+    return next((found for found in classes if issubclass(found, Distiller)), Distiller)
 
 
 def check_teaching(recipe: TeachRecipe) -> nn.Module:
@@ -86,11 +102,12 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
             )
         spare_teacher = build_network(recipe.teacher.network, "teacher")
         spare_student = build_network(recipe.student, "student")
-        distiller = build_method(factory, name, spare_teacher, spare_student, example)
+        distiller = build_method(factory, name, spare_teacher, spare_student, recipe.data)
         _check_batch_norm(distiller, recipe.data, f"student under {name}")
         with user_input(f"{name} cannot take a step"):
             labels = recipe.data.parts.test.labels[: len(example)]
-            distiller(example, labels)
+            context = {"indices": torch.arange(len(example))} if distiller.needs_indices else {}
+            distiller(example, labels, **context)
         _check_optimizer(distiller, recipe.optimizer, recipe.scheduler, "--optimizer")
     return teacher
 
@@ -116,7 +133,7 @@ def check_classes(networks: Mapping[str, nn.Module], data: ImageData, example: T
         )
 
 
-def chance_warning(accuracy: float, num_classes: int, images: int) -> str | None:
+def chance_warning(accuracy: float, num_classes: int, images: int, part: str = "val") -> str | None:
     """What to say of a teacher whose accuracy is near that of guessing, or None.
 
     Near means within four standard deviations of guessing on so many images, or a twentieth of the way from guessing
@@ -127,7 +144,7 @@ def chance_warning(accuracy: float, num_classes: int, images: int) -> str | None
     if accuracy > chance + margin:
         return None
     return (
-        f"the teacher is right on {accuracy:.1%} of the validation images, where guessing gives {chance:.1%}: it "
+        f"the teacher is right on {accuracy:.1%} of the {part} images, where guessing gives {chance:.1%}: it "
         "looks untrained, or its classes are numbered otherwise than the data's; a student can learn nothing from it"
     )
 

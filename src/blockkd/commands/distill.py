@@ -10,9 +10,10 @@ from blockkd.commands.checks import check_distilling
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
-from blockkd.commands.jobs import publish, run_student, run_teacher, student_jobs
+from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, student_jobs
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
+from blockkd.commands.slices import Deadline
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
 from blockkd.runs import FIGURE, Job, RunFolder
 
@@ -59,11 +60,14 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
     with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
-        teacher = run_teacher(recipe, loaded, folder, progress)
+        place = Workplace(folder, progress, Deadline())
+        teacher = run_teacher(recipe, loaded, place)
+        assert teacher is not None, "there is no deadline"
         for job in students:
-            run_student(job, methods[job.method], recipe, teacher, folder, progress)
-    publish(students[0], folder)
-    return [Job(TEACHER_NAME, recipe.seed), *students]
+            run_student(job, methods[job.method], recipe, teacher, place)
+    if folder.result(students[0]):
+        publish(students[0], folder)
+    return [Job(TEACHER_NAME, int(recipe.seed)), *students]
 
 
 def report(folder: RunFolder, jobs: Sequence[Job], test_images: int) -> None:

@@ -1,7 +1,10 @@
 """What ends a command with one sentence instead of a traceback."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+LONG_LIST = 40
 
 
 class InvalidInputError(Exception):
@@ -19,3 +22,12 @@ def user_input(what: str = "") -> Iterator[None]:
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
         message = f"{error}" or type(error).__name__
         raise InvalidInputError(f"{what}: {message}" if what else message) from error
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``"did you mean KD?"``, or the list when nothing is near and the list is short."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(by_lower[match] for match in near)}?"
+    return f"there are {', '.join(known[:LONG_LIST])}{', ...' if len(known) > LONG_LIST else ''}"

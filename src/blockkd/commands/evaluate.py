@@ -1,6 +1,8 @@
-"""``blockkd evaluate RUN``: test accuracy of what a run folder holds, measured again from its weights."""
+"""``blockkd evaluate RUN_OR_FILE``: accuracy, measured from the weights of a run's networks or in a single file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -9,80 +11,179 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
-from blockkd.commands.checks import build_network, check_classes
-from blockkd.commands.distill import distill_parser
+from blockkd.commands.checks import build_method, build_network, check_classes
+from blockkd.commands.composing import compose
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, cpu_threads, quiet
-from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.invocation import Invocation
-from blockkd.commands.parsing import parse
-from blockkd.commands.recipe import DistillRecipe, TeachRecipe
-from blockkd.commands.teach import teach_parser
-from blockkd.export import load_student
+from blockkd.commands.parsing import parse, recipe_parser
+from blockkd.commands.recipe import DistillRecipe, NetworkFactory, TeachRecipe, method_name
+from blockkd.models import create_model
+from blockkd.models.named import Named
+from blockkd.models.weights import best_fit, compare_weights, load_weights, nearest_network, read_state_dict
 from blockkd.report import TEACHER_NAME, evaluation_table, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Row, RunFolder
 from blockkd.training import DistillationModule
 
+DEFAULT_RECIPE = "cifar100/teacher"
+DESCRIPTION = (
+    "Measure accuracy again from weights: those of a run's student and teacher, on the run's own data, or those in a "
+    f"file, on the data of a recipe (without --config: {DEFAULT_RECIPE}). A file's network is the recipe's or "
+    "--teacher.network; without either the one of the field's networks whose tensors the file has."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with weights, and what it is called in the table."""
+
+    label: str
+    network: nn.Module
+
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    options = parse(_parser(), argv)
-    with user_input():
-        folder = RunFolder.open(options["run"])
-    invocation = _stored(folder)
-    recipe = invocation.recipe(DistillRecipe if "student" in invocation.config else TeachRecipe)
+    path = _path(argv)
+    if path.is_file():
+        with user_input():
+            read_state_dict(path)  # before the data is loaded, which can take a while
+    config, recipe = _recipe_of_file(argv) if path.is_file() else _recipe_of_run(path, argv)
+    part = config["part"]
     with quiet(), cpu_threads(recipe.threads):
-        rows = [
-            _evaluate(role, network, path, recipe, options["part"]) for role, network, path in _networks(recipe, folder)
-        ]
-    images = len(recipe.data.parts.val if options["part"] == "val" else recipe.data.parts.test)
-    print_table(evaluation_table(rows, options["part"], images))
+        subjects = _in_file(path, recipe, config, argv) if path.is_file() else _in_run(path, recipe, config)
+        rows = [_evaluate(subject, recipe, part) for subject in subjects]
+    print_table(evaluation_table(rows, part, len(getattr(recipe.data.parts, part))))
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="blockkd evaluate",
-        description="Measure the accuracy of a run's student and teacher from their weights.",
-        exit_on_error=False,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", type=str, metavar="RUN", help="folder of a run, such as runs/digits/block_kd")
+def _path(argv: Sequence[str]) -> Path:
+    """The run folder or the weights file: the one argument that is neither an option nor the value of one."""
+    if {"-h", "--help"} & set(argv):
+        parse(_parser(TeachRecipe), ["--help"])
+    is_value = False
+    for argument in argv:
+        if not argument.startswith("--"):
+            if not is_value:
+                return _existing(Path(argument))
+            is_value = False
+        else:
+            is_value = "=" not in argument
+    raise InvalidInputError("what is to be evaluated? Give a run folder or a file with weights behind 'evaluate'")
+
+
+def _existing(path: Path) -> Path:
+    if path.exists():
+        return path
+    raise InvalidInputError(f"{path} holds no run and is no file; give a run folder, or a file with weights")
+
+
+def _parser(recipe: type[TeachRecipe]) -> ArgumentParser:
+    parser = recipe_parser("evaluate", recipe, DESCRIPTION)
+    parser.usage = "blockkd evaluate RUN_OR_FILE [--part val] [--config NAME_OR_PATH] [options]"
+    parser.add_argument("path", type=str, metavar="RUN_OR_FILE", help="folder of a run, or a file with weights")
     parser.add_argument("--part", choices=("test", "val"), default="test", help="part of the data")
     return parser
 
 
-def _stored(folder: RunFolder) -> Invocation:
-    path = folder.path / RECIPE
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    parser = distill_parser() if isinstance(content, dict) and "student" in content else teach_parser()
-    config: Namespace = parse(parser, [f"--config={path}"])
-    return Invocation(parser, config, folder)
+def _recipe_of_file(argv: Sequence[str]) -> tuple[Namespace, TeachRecipe]:
+    chosen = _values(argv, "--config")
+    has_student = any("student" in compose(name) for name in chosen)
+    return _read(argv if chosen else [f"--config={DEFAULT_RECIPE}", *argv], has_student)
 
 
-def _networks(recipe: TeachRecipe, folder: RunFolder) -> list[tuple[str, nn.Module, Path]]:
-    networks = [(TEACHER_NAME, build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)]
-    if isinstance(recipe, DistillRecipe):
-        networks.append(("student", build_network(recipe.student, "student"), folder.path / STUDENT))
-    missing = [path.name for _, _, path in networks if not path.is_file()]
+def _recipe_of_run(folder: Path, argv: Sequence[str]) -> tuple[Namespace, TeachRecipe]:
+    if _values(argv, "--config"):
+        raise InvalidInputError(f"the run {folder} is evaluated by its own recipe; leave out --config")
+    with user_input():
+        recipe = RunFolder.open(folder).path / RECIPE
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    return _read([f"--config={recipe}", *argv], isinstance(content, dict) and "student" in content)
+
+
+def _read(argv: Sequence[str], has_student: bool) -> tuple[Namespace, TeachRecipe]:
+    kind = DistillRecipe if has_student else TeachRecipe
+    parser = _parser(kind)
+    config: Namespace = parse(parser, argv)
+    return config, Invocation(parser, config, RunFolder(".")).recipe(kind)
+
+
+def _values(argv: Sequence[str], option: str) -> list[str]:
+    """What the command line says behind ``option``, however often."""
+    joined = [argument.partition("=")[2] for argument in argv if argument.startswith(f"{option}=")]
+    return joined + [value for name, value in pairwise(argv) if name == option]
+
+
+def _in_run(path: Path, recipe: TeachRecipe, config: Namespace) -> list[Subject]:
+    files = {TEACHER_NAME: path / TEACHER} | ({"student": path / STUDENT} if "student" in config else {})
+    missing = [file.name for file in files.values() if not file.is_file()]
     if missing:
         raise InvalidInputError(
-            f"{folder.path} has no {' and no '.join(missing)}: the run is unfinished; "
-            f"go on with blockkd distill --resume {folder.path}"
+            f"{path} has no {' and no '.join(missing)}: the run is unfinished; "
+            f"go on with blockkd {'distill' if 'student' in config else 'teach'} --resume {path}"
         )
-    return networks
+    subjects = [_loaded(TEACHER_NAME, build_network(recipe.teacher.network, TEACHER_NAME), files[TEACHER_NAME])]
+    if isinstance(recipe, DistillRecipe):
+        subjects.append(_loaded("student", _student(recipe, config, files["student"]), files["student"]))
+    return subjects
 
 
-def _evaluate(role: str, network: nn.Module, path: Path, recipe: TeachRecipe, part: str) -> Row:
-    with user_input(f"cannot use the {role}'s weights"):
-        load_student(network, path)
-    example = recipe.data.example()
-    check_classes({role: network}, recipe.data, example)
-    module = DistillationModule(CrossEntropy(None, network), recipe.teacher.optimizer)
+def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[str]) -> list[Subject]:
+    state = read_state_dict(path)
+    given = _values(argv, "--config") or any(argument.startswith("--teacher.network") for argument in argv)
+    name, agreeing, total = nearest_network(state)
+    if not given and 2 * agreeing >= total:
+        example = recipe.data.example()
+        network = create_model(name, recipe.data.num_classes, in_channels=example.shape[1])
+        subject = _loaded(name, network, path)
+        print(f"{path} holds the weights of {name}: all {len(state)} tensors fit.")
+        return [subject]
+    teacher = build_network(recipe.teacher.network, "network")
+    if not isinstance(recipe, DistillRecipe):
+        return [_loaded(_label(recipe.teacher.network, teacher), teacher, path)]
+    if compare_weights(teacher, state).fits:
+        return [_loaded(TEACHER_NAME, teacher, path)]
+    student = _student(recipe, config, path)
+    if compare_weights(student, state).fits:
+        return [_loaded("student", student, path)]
+    raise InvalidInputError(f"{path} fits neither the teacher nor the student of the recipe. {best_fit(state)}")
+
+
+def _student(recipe: DistillRecipe, config: Namespace, path: Path) -> nn.Module:
+    """The recipe's student, or what its method makes of it to be deployed, as SimKD does: whichever has the tensors."""
+    with user_input("cannot use the student's weights"):
+        state = read_state_dict(path)
+    student = build_network(recipe.student, "student")
+    if not compare_weights(student, state).fits:
+        name = method_name(config["method"]["class_path"])
+        teacher, another = build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student")
+        deployed = build_method(recipe.method, name, teacher, another, recipe.data).student
+        if compare_weights(deployed, state).fits:
+            return deployed
+    return student
+
+
+def _loaded(label: str, network: nn.Module, path: Path) -> Subject:
+    with user_input(f"cannot use the weights of the {label}" if label in (TEACHER_NAME, "student") else ""):
+        load_weights(network, path)
+    return Subject(label, network)
+
+
+def _label(factory: NetworkFactory, network: nn.Module) -> str:
+    return factory.name if isinstance(factory, Named) else type(network).__name__
+
+
+def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:
+    with user_input("cannot use the data"):
+        example, images = recipe.data.example(), getattr(recipe.data.parts, part)
+    if not len(images):
+        raise InvalidInputError(
+            f"the {part} part of the data is empty: hold some of the training images out, as by --data.val_share 0.1"
+        )
+    check_classes({subject.label: subject.network}, recipe.data, example)
+    module = DistillationModule(CrossEntropy(None, subject.network), recipe.teacher.optimizer)
     return {
-        "network": role,
+        "network": subject.label,
         "accuracy": accuracy(module, recipe.data, part, recipe.trainer),
-        "parameters": costs.parameters(network),
-        "flops_per_image": costs.flops(network, example),
+        "parameters": costs.parameters(subject.network),
+        "flops_per_image": costs.flops(subject.network, example),
     }

@@ -14,10 +14,12 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from blockkd.commands.best import BestEpoch
 from blockkd.commands.recipe import TrainerOptions
+from blockkd.commands.slices import Deadline, StopInTime
 from blockkd.data.images import ImageData
 from blockkd.randomness import derived_seed
-from blockkd.runs import Job, Row, RunFolder
+from blockkd.runs import BEST, CHECKPOINT, Job, Row, RunFolder
 from blockkd.training import DistillationModule
 
 _TELLS_NOTHING = (  # what Lightning warns of though it is so on purpose, or changes nothing here
@@ -102,8 +104,9 @@ class ProgressLine(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the accuracy."""
         del pl_module
-        accuracy = float(trainer.callback_metrics["val/accuracy"])
-        self.progress.update(self.task, note=f"validation {accuracy:6.2%}")
+        metrics = trainer.callback_metrics
+        part = "val" if "val/accuracy" in metrics else "test"
+        self.progress.update(self.task, note=f"{part} {float(metrics[f'{part}/accuracy']):6.2%}")
 
 
 def progress_lines(console: Any) -> Progress:
@@ -169,8 +172,12 @@ def fit(
     epochs: int,
     options: TrainerOptions,
     progress: Progress,
+    deadline: Deadline,
 ) -> list[Row]:
-    """Train for ``epochs``, from the job's checkpoint where there is one; the rows of metrics of all epochs.
+    """Train for ``epochs``, from the job's checkpoint where there is one.
+
+    Returns:
+        The rows of metrics of all epochs so far; fewer than ``epochs`` when time ran out.
 
     Raises:
         DivergedError: a loss term became NaN or infinite.
@@ -181,9 +188,11 @@ def fit(
     checkpoint = ModelCheckpoint(
         folder.job_folder(job), filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), checkpoint]
+    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), StopInTime(deadline), checkpoint]
+    if module.watched == "val":
+        callbacks.append(BestEpoch(folder.job_folder(job) / BEST))
     trainer = make_trainer(options, epochs, callbacks)
-    last = folder.job_folder(job) / "last.ckpt"
+    last = folder.job_folder(job) / CHECKPOINT
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
     except SystemExit as stop:  # Lightning turns Ctrl-C into an exit, and is deaf to it from then on

@@ -17,7 +17,9 @@ class HelpFormatter(DefaultHelpFormatter):
     def _expand_help(self, action: Action) -> str:
         text = re.sub(r"\s+", " ", super()._expand_help(action))
         text = re.sub(r",? known subclasses: ([^)]*)", _methods_and_data, text)
-        text = re.sub(r"type: (?:\w+\[)?(?:str, )?Callable\[.*?\](?=, default|\)|, one of|$)(, )?", "", text)
+        text = re.sub(
+            r"type: (?:Named \| )?(?:\w+\[)?(?:str, )?Callable\[.*?\](?=, default|\)|, one of|$)(, )?", "", text
+        )
         text = re.sub(r"type: (?:<class '\w+'>|Literal\[.*?\])(, )?", "", text)
         text = re.sub(r"type: (?:NonNegative|Positive)Int", "type: int", text)
         text = re.sub(r"required, |\(required\)", "", text)

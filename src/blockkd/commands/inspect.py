@@ -1,6 +1,8 @@
-"""``blockkd inspect``: how a recipe's networks are cut and connected, and what each stone costs."""
+"""``blockkd inspect``: how a recipe's networks are cut and connected, what its method costs, whether weights fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
@@ -11,62 +13,99 @@ from torch.utils.flop_counter import FlopCounterMode
 from blockkd import costs
 from blockkd.baselines.logits import KD
 from blockkd.block_kd import BlockKD
-from blockkd.blocks import Blocks
+from blockkd.blocks import Blocks, PartitionError
+from blockkd.blockwise import BlockwiseDistiller
 from blockkd.commands.checks import build_method, build_network, check_classes
 from blockkd.commands.distill import DEFAULT_RECIPE, all_methods
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
-from blockkd.commands.recipe import DistillRecipe, MethodFactory
+from blockkd.commands.recipe import DistillRecipe
 from blockkd.distiller import Distiller
-from blockkd.report import print_table
+from blockkd.models.weights import WeightsMatch, best_fit, compare_weights, read_state_dict
+from blockkd.partitioning import Survey, cut_pair
+from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import RunFolder
 
 DESCRIPTION = (
-    "Show how the teacher and the student of a recipe are cut, the shapes at the cuts, the connectors, and what each "
-    f"stone costs. Nothing is trained or written. Without --config this shows the recipe {DEFAULT_RECIPE}."
+    "Show how the teacher and the student of a recipe are cut, the shapes at the cuts, the connectors, and what the "
+    "recipe's method costs, with Block-KD each stone; and what of --teacher.weights fits. Nothing is trained or "
+    f"written. Without --config this shows the recipe {DEFAULT_RECIPE}."
 )
 
 
+@dataclass(frozen=True)
+class Setup:
+    """A recipe, built.
+
+    Attributes:
+        method: what the recipe's method is called.
+        teacher: the teacher.
+        distiller: the method, with student and teacher.
+        example: a batch of inputs ``(B, ...)``.
+        labels: of the example, ``(B,)``.
+        kd_flops: FLOPs per image of a training step of plain KD with these networks.
+    """
+
+    method: str
+    teacher: nn.Module
+    distiller: Distiller
+    example: Tensor
+    labels: Tensor
+    kd_flops: int
+
+
 def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code.
+
+    Raises:
+        InvalidInputError: the recipe cannot be used; or, when all else has been shown, the weights do not fit.
+    """
     parser = _parser()
     chosen = any(argument == "--config" or argument.startswith("--config=") for argument in argv)
     config = parse(parser, argv if chosen else [f"--config={DEFAULT_RECIPE}", *argv])
     recipe = Invocation(parser, config, RunFolder(".")).recipe(DistillRecipe)
+    weights = recipe.teacher.weights
+    with user_input("cannot use the teacher's weights"):
+        state = None if weights is None else read_state_dict(weights)
     with quiet():
-        with user_input("cannot use the data"):
-            example = recipe.data.example()
-        distiller = _distiller(recipe, all_methods(recipe, config), example)
-        print_table(blocks_table(distiller, example))
-        print_table(stones_table(distiller, example))
+        setup = _setup(recipe, next(iter(all_methods(recipe, config))))
+        _show_blocks(setup)
+        print_table(stones_table(setup) if isinstance(setup.distiller, BlockKD) else step_table(setup))
+    if weights is not None and state is not None:
+        _show_weights(Path(weights), state, setup.teacher)
     return 0
 
 
-def blocks_table(distiller: BlockKD, example: Tensor) -> Table:
+def blocks_table(setup: Setup, teacher: Blocks, student: Blocks) -> Table:
     """Both networks block by block: where each ends, the shape there (without the batch), parameters, FLOPs."""
-    table = Table(title="blocks", caption="FLOPs of a forward pass for one image, a multiply-add counted as two")
-    table.add_column("")
-    for network in ("teacher", "student"):
-        table.add_column(f"{network}: up to")
-        for column in ("shape", "parameters", "FLOPs"):
-            table.add_column(column, justify="right")
-    halves = [_block_rows(blocks, example) for blocks in (distiller.teacher_blocks, distiller.student_blocks)]
-    count = len(distiller.teacher_blocks)
-    labels = [*(f"block {i}" for i in range(1, count + 1)), "classifier"]
-    for label, teacher, student in zip(labels, *halves, strict=True):
-        table.add_row(label, *teacher, *student, end_section=label == labels[-1])
-    table.add_row("whole", *_whole(distiller.teacher_blocks.network, example), *_whole(distiller.student, example))
+    is_cut = isinstance(setup.distiller, BlockwiseDistiller)
+    table = _networks_table("blocks" if is_cut else f"blocks as they could be cut; {setup.method} needs none")
+    if setup.distiller.student is not student.network:
+        table.caption = f"{table.caption}; the whole student is what {setup.method} makes of it to be deployed"
+    halves = [_block_rows(blocks, setup.example) for blocks in (teacher, student)]
+    labels = [*(f"block {i}" for i in range(1, len(teacher) + 1)), "classifier"]
+    for label, theirs, ours in zip(labels, *halves, strict=True):
+        table.add_row(label, *theirs, *ours, end_section=label == labels[-1])
+    table.add_row("whole", *_whole(setup.teacher, setup.example), *_whole(setup.distiller.student, setup.example))
     return table
 
 
-def stones_table(distiller: BlockKD, example: Tensor) -> Table:
+def sizes_table(setup: Setup) -> Table:
+    """Both networks as wholes, where they cannot be cut."""
+    table = _networks_table("networks")
+    table.add_row("whole", *_whole(setup.teacher, setup.example), *_whole(setup.distiller.student, setup.example))
+    return table
+
+
+def stones_table(setup: Setup) -> Table:
     """Each stone: connector, its parameters, and the FLOPs that it adds to a training step of plain KD."""
-    base = _step_flops(KD(distiller.teacher_blocks.network, distiller.student), example)
+    distiller = setup.distiller
+    assert isinstance(distiller, BlockKD)
     table = Table(
         title="stones",
-        caption=f"FLOPs that a stone adds to one training step, for one image; plain KD takes {base:,}",
+        caption=f"FLOPs that a stone adds to one training step, for one image; plain KD takes {setup.kd_flops:,}",
     )
     table.add_column("stone")
     table.add_column("student feature → teacher feature")
@@ -76,15 +115,44 @@ def stones_table(distiller: BlockKD, example: Tensor) -> Table:
     theirs, ours = distiller.teacher_blocks.shapes, distiller.student_blocks.shapes
     for stone in distiller.stones:
         connector = distiller.connectors[str(stone)]
-        added = _stone_flops(distiller, stone, example)
+        added = _stone_flops(distiller, stone, setup.example)
         table.add_row(
             f"N_{stone}",
             f"{_shape(ours[stone - 1])} → {_shape(theirs[stone - 1])}",
             type(connector).__name__,
             f"{costs.parameters(connector):,}",
             f"{added:,}",
-            f"{added / base:+.0%}",
+            f"{added / setup.kd_flops:+.0%}",
         )
+    return table
+
+
+def step_table(setup: Setup) -> Table:
+    """What a training step of the method takes, and the parameters that are trained beside the deployed student's."""
+    table = Table(title="method", caption="FLOPs of one training step in the first epoch, for one image")
+    table.add_column("method")
+    for column in ("parameters beside the student", "FLOPs", "of plain KD"):
+        table.add_column(column, justify="right")
+    deployed = {id(parameter) for parameter in setup.distiller.student.parameters()}
+    beside = sum(p.numel() for p in setup.distiller.parameters() if id(p) not in deployed and p.requires_grad)
+    with user_input(f"{setup.method} cannot take a step"):
+        flops = _step_flops(setup.distiller, setup.example, setup.labels)
+    table.add_row(setup.method, f"{beside:,}", f"{flops:,}", f"{flops / setup.kd_flops:.0%}")
+    return table
+
+
+def weights_table(path: Path, match: WeightsMatch) -> Table:
+    """Every tensor by which the file differs from the teacher."""
+    table = Table(title=f"weights: {len(match.fitting)} tensors of {path} fit the teacher, these do not")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("")
+    for names, trouble in (
+        (match.missing, "missing from the file"),
+        (match.unexpected, "not in the teacher"),
+        (match.reshaped, "of another shape"),
+    ):
+        for name in names:
+            table.add_row(name, trouble)
     return table
 
 
@@ -92,15 +160,53 @@ def _parser() -> ArgumentParser:
     return recipe_parser("inspect", DistillRecipe, DESCRIPTION)
 
 
-def _distiller(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], example: Tensor) -> BlockKD:
-    teacher = build_network(recipe.teacher.network, "teacher")
-    student = build_network(recipe.student, "student")
-    check_classes({"teacher": teacher, "student": student}, recipe.data, example)
-    name = next(iter(methods))
-    distiller = build_method(recipe.method, name, teacher, student, example)
-    if not isinstance(distiller, BlockKD):
-        raise InvalidInputError(f"inspect shows the stones of Block-KD, and {name} has none; add --method BlockKD")
-    return distiller
+def _setup(recipe: DistillRecipe, method: str) -> Setup:
+    with user_input("cannot use the data"):
+        example = recipe.data.example()
+        labels = recipe.data.parts.test.labels[: len(example)]
+    (teacher, student), pair = (
+        (build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student"))
+        for _ in range(2)
+    )
+    check_classes({TEACHER_NAME: teacher, "student": student}, recipe.data, example)
+    distiller = build_method(recipe.method, method, teacher, student, recipe.data)
+    # With networks of its own: a method may freeze a part of the student.
+    return Setup(method, teacher, distiller, example, labels, _step_flops(KD(*pair), example, labels))
+
+
+def _show_blocks(setup: Setup) -> None:
+    if isinstance(setup.distiller, BlockwiseDistiller):
+        print_table(blocks_table(setup, setup.distiller.teacher_blocks, setup.distiller.student_blocks))
+        return
+    try:
+        theirs, ours = Survey(setup.teacher, setup.example), Survey(setup.distiller.student, setup.example)
+        pair = cut_pair(theirs, ours)
+        print_table(blocks_table(setup, theirs.cut(pair[0], frozen=True), ours.cut(pair[1])))
+    except PartitionError as error:
+        print_table(sizes_table(setup))
+        print(f"Methods that need blocks cannot be used with these networks: {error}")
+
+
+def _show_weights(path: Path, state: dict[str, Tensor], teacher: nn.Module) -> None:
+    match = compare_weights(teacher, state)
+    if match.fits:
+        print(f"weights: all {len(state)} tensors of {path} fit the teacher.")
+        return
+    print_table(weights_table(path, match))
+    raise InvalidInputError(
+        f"{path} does not fit the teacher: {len(match.missing)} tensors are missing from the file, "
+        f"{len(match.unexpected)} are unexpected, {len(match.reshaped)} of another shape. {best_fit(state)}"
+    )
+
+
+def _networks_table(title: str) -> Table:
+    table = Table(title=title, caption="FLOPs of a forward pass for one image, a multiply-add counted as two")
+    table.add_column("")
+    for network in (TEACHER_NAME, "student"):
+        table.add_column(f"{network}: up to")
+        for column in ("shape", "parameters", "FLOPs"):
+            table.add_column(column, justify="right")
+    return table
 
 
 def _block_rows(blocks: Blocks, example: Tensor) -> list[tuple[str, str, str, str]]:
@@ -132,11 +238,9 @@ def _stone_flops(distiller: BlockKD, stone: int, example: Tensor) -> int:
     return int(counter.get_total_flops()) // len(example)
 
 
-def _step_flops(distiller: Distiller, example: Tensor) -> int:
-    labels = torch.zeros(len(example), dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        distiller(example, labels).total.backward()
-    return int(counter.get_total_flops()) // len(example)
+def _step_flops(distiller: Distiller, example: Tensor, labels: Tensor) -> int:
+    context = {"indices": torch.arange(len(example))} if distiller.needs_indices else {}
+    return costs.step_flops(distiller, example, labels, **context) // len(example)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

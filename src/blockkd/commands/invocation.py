@@ -13,12 +13,14 @@ from jsonargparse import ArgumentParser, Namespace
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.parsing import parse, recipe_text
 from blockkd.commands.recipe import TeachRecipe
+from blockkd.data.images import ImageData
+from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
 
 R = TypeVar("R", bound=TeachRecipe)
 
-_FOLDER_OPTIONS = ("output", "overwrite", "resume")
-_MAY_CHANGE_ON_RESUME = ("seeds", "trainer.")
+FOLDER_OPTIONS = ("output", "overwrite", "resume")
+_MAY_CHANGE_ON_RESUME = ("seeds", "trainer.", "minutes", "processes")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,22 @@ class Invocation:
     overwrite: bool = False
     resumed: bool = False
 
-    def recipe(self, kind: type[R]) -> R:
-        """The recipe with its data built, and factories for the rest."""
+    def recipe(self, kind: type[R], data: ImageData | None = None) -> R:
+        """The recipe with its data built, and factories for the rest; named networks get the data's classes.
+
+        Args:
+            kind: of recipe.
+            data: taken instead of the recipe's own.
+        """
         with user_input("cannot use the recipe"):
             built = self.parser.instantiate(self.config)
-            return kind(**{field.name: built[field.name] for field in fields(kind)})
+            built["data"] = data or built["data"]
+            recipe = kind(**{field.name: built[field.name] for field in fields(kind)})
+        with user_input("cannot use the data"):
+            for network in (recipe.teacher.network, getattr(recipe, "student", None)):
+                if isinstance(network, Named) and network.num_classes is None:
+                    network.num_classes = recipe.data.num_classes
+        return recipe
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
@@ -55,7 +68,7 @@ class Invocation:
 
     def start(self) -> None:
         """Make the folder, or go on in the one that is there; from here on the run is on disk."""
-        text = recipe_text(self.parser, self.config, leave_out=_FOLDER_OPTIONS)
+        text = recipe_text(self.parser, self.config, leave_out=FOLDER_OPTIONS)
         with user_input():
             if self.resumed:
                 write_text(self.folder.path / RECIPE, text)
@@ -110,7 +123,13 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
         raise InvalidInputError(f"{error}") from error
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
-    before, after = _flat(parser, stored), _flat(parser, config)
+    check_unchanged(parser, stored, config)
+    return Invocation(parser, config, folder, resumed=True)
+
+
+def check_unchanged(parser: ArgumentParser, stored: Namespace, config: Namespace) -> None:
+    """Raise InvalidInputError when a resumed run would change what it must keep."""
+    before, after = flat(parser, stored), flat(parser, config)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     refused = [key for key in changed if not key.startswith(_MAY_CHANGE_ON_RESUME)]
     if refused:
@@ -120,16 +139,17 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
         )
     if after.get("seeds", 1) < before.get("seeds", 1):
         raise InvalidInputError(f"the run has {before['seeds']} seeds; --seeds can only add to them")
-    return Invocation(parser, config, folder, resumed=True)
 
 
-def _flat(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+def flat(parser: ArgumentParser, config: Namespace, leave_out: Sequence[str] = FOLDER_OPTIONS) -> dict[str, Any]:
+    """Option → value of all that a resolved recipe says."""
+
     def walk(value: Any, key: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {key: value}
         return {name: leaf for part in value for name, leaf in walk(value[part], f"{key}.{part}").items()}
 
-    content = yaml.safe_load(recipe_text(parser, config, leave_out=_FOLDER_OPTIONS))
+    content = yaml.safe_load(recipe_text(parser, config, leave_out))
     return {key.removeprefix("."): value for key, value in walk(content, "").items()}
 
 

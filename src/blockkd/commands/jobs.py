@@ -3,7 +3,9 @@
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import torch
 from lightning import seed_everything
 from rich.console import Console
 from rich.progress import Progress
@@ -11,63 +13,100 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
-from blockkd.commands.checks import build_method, build_network, chance_warning
+from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
 from blockkd.commands.fitting import accuracy, fit
-from blockkd.commands.recipe import DistillRecipe, MethodFactory, TeachRecipe
+from blockkd.commands.recipe import (
+    DistillRecipe,
+    MethodFactory,
+    OptimizerFactory,
+    SchedulerFactory,
+    TeachRecipe,
+)
+from blockkd.commands.slices import Deadline
+from blockkd.data.images import ImageData
+from blockkd.distiller import Distiller
 from blockkd.export import load_student, save_student
+from blockkd.folding import fold_batch_norm
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import STUDENT, TEACHER, Job, Row, RunFolder
+from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, Job, Row, RunFolder
 from blockkd.training import DistillationModule, DivergedError
 
+MIB = 2**20
 
-def run_teacher(recipe: TeachRecipe, loaded: nn.Module, folder: RunFolder, progress: Progress) -> nn.Module:
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where jobs are done.
+
+    Attributes:
+        folder: of the run.
+        progress: shows the jobs.
+        deadline: when to stop between two epochs.
+    """
+
+    folder: RunFolder
+    progress: Progress
+    deadline: Deadline
+
+
+def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.Module | None:
     """Train the teacher, unless it has weights or this run has trained it before; warn when it is near chance.
 
     Args:
         recipe: what to do.
         loaded: the teacher of ``check_teaching``, taken when the recipe names weights.
-        folder: of the run.
-        progress: shows the job.
+        place: where.
+
+    Returns:
+        The teacher, or None when time ran out.
     """
     # Plain ints: jsonargparse's own kinds of int have no place in a checkpoint, which is read as plain data.
-    job = Job(TEACHER_NAME, int(recipe.seed))
-    done = folder.result(job)
-    if done is not None:
-        teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
-    else:
-        seed_everything(recipe.seed, verbose=False)
-        trained = recipe.teacher.weights is not None
-        teacher = loaded if trained else build_network(recipe.teacher.network, "teacher")
-        module = DistillationModule(CrossEntropy(None, teacher), recipe.teacher.optimizer, recipe.teacher.scheduler)
-        epochs = 0 if trained else int(recipe.teacher.epochs)
-        done = _run(job, module, recipe, epochs, folder, progress)
-        save_student(module, folder.path / TEACHER)
-        _finish(job, done, folder, progress.console)
-    images = len(recipe.data.parts.val)
-    warning = chance_warning(float(done["val_accuracy"]), recipe.data.num_classes, images)
+    job, folder = Job(TEACHER_NAME, int(recipe.seed)), place.folder
+    with folder.claim(job, wait=True):  # other processes need it too
+        done = folder.result(job)
+        if done is not None:
+            teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
+        else:
+            seed_everything(recipe.seed, verbose=False)
+            trained = recipe.teacher.weights is not None
+            teacher = loaded if trained else build_network(recipe.teacher.network, "teacher")
+            learner = CrossEntropy(None, teacher)
+            module = _module(learner, recipe, recipe.teacher.optimizer, recipe.teacher.scheduler)
+            done = _run(job, module, recipe, 0 if trained else int(recipe.teacher.epochs), place)
+            if done is None:
+                return None
+            save_student(module, folder.path / TEACHER)
+            _finish(job, done, place)
+    part = recipe.data.watched
+    images = len(recipe.data.parts.val if part == "val" else recipe.data.parts.test)
+    warning = chance_warning(float(done[f"{part}_accuracy"]), recipe.data.num_classes, images, part)
     if warning:
         warnings.warn(warning, stacklevel=2)
     return teacher
 
 
-def run_student(
-    job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, folder: RunFolder, progress: Progress
-) -> None:
-    """Train one student, unless this run has done so before."""
-    if folder.result(job) is not None:
-        return
-    seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
-    student = build_network(recipe.student, "student")
-    distiller = build_method(factory, job.method, teacher, student, recipe.data.example())
-    module = DistillationModule(distiller, recipe.optimizer, recipe.scheduler)
-    result = _run(job, module, recipe, int(recipe.epochs), folder, progress)
-    save_student(module, folder.job_folder(job) / STUDENT)
-    _finish(job, result, folder, progress.console)
+def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, place: Workplace) -> bool:
+    """Train one student, unless this run has done so before or another process is at it; whether time is left."""
+    with place.folder.claim(job) as ours:
+        if not ours or place.folder.result(job) is not None:
+            return True
+        seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
+        student = build_network(recipe.student, "student")
+        if recipe.fold_teacher and not method_class(factory).reads_batch_norm:
+            teacher = fold_batch_norm(teacher, recipe.data.example())
+        distiller = build_method(factory, job.method, teacher, student, recipe.data)
+        module = _module(distiller, recipe, recipe.optimizer, recipe.scheduler)
+        result = _run(job, module, recipe, int(recipe.epochs), place)
+        if result is None:
+            return False
+        save_student(module, place.folder.job_folder(job) / STUDENT)
+        _finish(job, result, place)
+    return place.deadline.allows()
 
 
 def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) -> list[Job]:
     """Every student of the run: all methods of the first seed, then of the next."""
-    return [Job(method, recipe.seed + number) for number in range(recipe.seeds) for method in methods]
+    return [Job(method, int(recipe.seed) + number) for number in range(recipe.seeds) for method in methods]
 
 
 def publish(job: Job, folder: RunFolder) -> None:
@@ -77,29 +116,76 @@ def publish(job: Job, folder: RunFolder) -> None:
     draft.replace(folder.path / STUDENT)
 
 
-def _run(
-    job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, folder: RunFolder, progress: Progress
-) -> Row:
-    network, data = module.distiller.student, recipe.data
-    try:
-        rows = fit(module, data, folder, job, epochs, recipe.trainer, progress) if epochs else []
-    except DivergedError as error:
-        raise DivergedError(f"{job}: {error}") from error
+def _module(
+    distiller: Distiller, recipe: TeachRecipe, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None
+) -> DistillationModule:
+    return DistillationModule(distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last)
+
+
+def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
+    """Train, and measure what came of it; None when time ran out."""
+    data, trainer = recipe.data, recipe.trainer
+    costs_of_step = _step_costs(module.distiller, data) if epochs else {}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    rows: list[Row] = []
+    if epochs:
+        try:
+            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline)
+        except DivergedError as error:
+            raise DivergedError(f"{job}: {error}") from error
+        if len(rows) < epochs:
+            return None
+    if torch.cuda.is_available():
+        costs_of_step["peak_memory_mib"] = torch.cuda.max_memory_allocated() / MIB
+    network = module.distiller.student
+    result: Row = {"method": job.method, "seed": job.seed, "epochs": epochs}
+    if data.watched == "val":
+        result["val_accuracy"] = accuracy(module, data, "val", trainer)
+    result["test_accuracy"] = accuracy(module, data, "test", trainer)
     return {
-        "method": job.method,
-        "seed": job.seed,
-        "epochs": epochs,
-        "val_accuracy": accuracy(module, data, "val", recipe.trainer),
-        "test_accuracy": accuracy(module, data, "test", recipe.trainer),
+        **result,
+        **_best(job, module, recipe, rows, place),
         "parameters": costs.parameters(network),
         "flops_per_image": costs.flops(network, data.example()),
         "seconds": sum(float(row["seconds"]) for row in rows),
+        **costs_of_step,
     }
 
 
-def _finish(job: Job, result: Row, folder: RunFolder, console: Console) -> None:
-    folder.finish(job, result)
-    (folder.job_folder(job) / "last.ckpt").unlink(missing_ok=True)
+def _best(job: Job, module: DistillationModule, recipe: TeachRecipe, rows: list[Row], place: Workplace) -> Row:
+    """What the best epoch gives: chosen on the validation part; without one, the best that was seen on the test part,
+    which is no fair measure and named so.
+    """
+    if not rows:
+        return {}
+    if recipe.data.watched == "test":
+        return {"best_watched_accuracy": max(float(row["test/accuracy"]) for row in rows)}
+    path = place.folder.job_folder(job) / BEST
+    last = {name: tensor.clone() for name, tensor in module.distiller.student.state_dict().items()}
+    load_student(module.distiller.student, path)
+    best = accuracy(module, recipe.data, "test", recipe.trainer)
+    module.distiller.student.load_state_dict(last)
+    epoch = max(rows, key=lambda row: float(row["val/accuracy"]))["epoch"]  # the first of equals, as BestEpoch keeps
+    return {"best_epoch": int(epoch) + 1, "best_test_accuracy": best}
+
+
+def _step_costs(distiller: Distiller, data: ImageData) -> Row:
+    """Of one training step on a full batch."""
+    images = data.example(data.batch_size)
+    labels = data.parts.test.labels[: len(images)]
+    context = {"indices": torch.arange(len(images))} if distiller.needs_indices else {}
+    return {
+        "batch_size": len(images),
+        "step_flops": costs.step_flops(distiller, images, labels, **context),
+        "saved_mib": costs.saved_bytes(distiller, images, labels, **context) / MIB,
+    }
+
+
+def _finish(job: Job, result: Row, place: Workplace) -> None:
+    place.folder.finish(job, result)
+    (place.folder.job_folder(job) / CHECKPOINT).unlink(missing_ok=True)
+    console: Console = place.progress.console
     if not console.is_terminal:  # on a terminal the progress line says it
         took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""
         console.print(f"{job}: test accuracy {float(result['test_accuracy']):.2%}{took}", highlight=False)

@@ -4,10 +4,7 @@ import argparse
 import difflib
 import importlib
 import re
-import warnings
 from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,20 +13,28 @@ from jsonargparse import (  # type: ignore[attr-defined]
     ArgumentError,
     ArgumentParser,
     Namespace,
+    set_parsing_settings,
 )
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from blockkd.commands.errors import InvalidInputError
+from blockkd.commands.class_paths import check_class_paths, not_to_be_named
+from blockkd.commands.composing import compose, networks_by_name
+from blockkd.commands.errors import InvalidInputError, nearest
 from blockkd.commands.helptext import HelpFormatter
 from blockkd.data.images import ImageData
 from blockkd.distiller import Distiller
+from blockkd.models.create import LIBRARIES
+from blockkd.models.zoo import NETWORKS
 from blockkd.objectives import LogitDistance
 
 # Imported so that their classes can be named without the module's path.
 for _module in ("blockkd.baselines", "blockkd.block_kd", "blockkd.data", "blockkd.models"):
     importlib.import_module(_module)
+
+# jsonargparse's list of imports that a value cannot name holds from its version 5 on, before that for whoever asks.
+set_parsing_settings(import_path_denylist=[])
 
 _KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what it names
     "method": ("method", Distiller),
@@ -47,85 +52,31 @@ _WRONG_CLASS = re.compile(
 )
 
 
-def recipe_names() -> list[str]:
-    """The recipes in the package, by name."""
-    root = Path(str(files("blockkd") / "recipes"))
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-
-
-def recipe_path(name_or_path: str) -> Path:
-    """Find a recipe: what ends in .yaml or .yml is a path, all else the name of a recipe in the package.
-
-    Raises:
-        InvalidInputError: there is no such recipe; the message gives the nearest names.
-    """
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise InvalidInputError(f"there is no recipe file {path}")
-        return path
-    if name_or_path not in recipe_names():
-        raise InvalidInputError(
-            f"there is no recipe {name_or_path!r}; {nearest(name_or_path, recipe_names())} "
-            "(a recipe of your own is given by its path, which ends in .yaml)"
-        )
-    return Path(str(files("blockkd") / "recipes" / f"{name_or_path}.yaml"))
-
-
-def recipe_layers(name_or_path: str) -> list[Path]:
-    """A recipe's files, its ``base``, the base's base and so on first; later ones override earlier ones.
-
-    Raises:
-        InvalidInputError: a file is missing, is not YAML, or is its own base.
-    """
-    layers: list[Path] = []
-    following: str | None = name_or_path
-    while following is not None:
-        path = recipe_path(following)
-        if path in layers:
-            raise InvalidInputError(f"the recipe {path} is its own base; take the key 'base' out of one of them")
-        layers.insert(0, path)
-        content = _read_yaml(path)
-        following = content.get("base")
-        if following is not None and following.endswith((".yaml", ".yml")):
-            following = str(path.parent / following)
-    return layers
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``"did you mean KD?"``, or the list when nothing is near."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(by_lower[match] for match in near)}?"
-    return f"there are {', '.join(known)}"
-
-
 class RecipeAction(ActionConfigFile):
-    """``--config NAME_OR_PATH``: every layer of the recipe, from the base up."""
+    """``--config NAME_OR_PATH``: the recipe, put together from all that it rests on."""
 
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Merge the recipe into what was given so far."""
-        for path in recipe_layers(value):
-            ActionConfigFile.apply_config(parser, cfg, dest, str(path))
+        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(compose(value), sort_keys=False))
 
 
-def recipe_parser(command: str, recipe: type, description: str) -> ArgumentParser:
+def recipe_parser(
+    command: str, recipe: type, description: str, usage: str = "[--config NAME_OR_PATH] [options]"
+) -> ArgumentParser:
     """A parser of ``--config`` and everything that ``recipe`` (a dataclass) says."""
     parser = ArgumentParser(
         prog=f"blockkd {command}",
         description=description,
         exit_on_error=False,
         formatter_class=HelpFormatter,
-        usage=f"blockkd {command} [--config NAME_OR_PATH] [options]",
+        usage=f"blockkd {command} {usage}",
         print_config=None,
         allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action=RecipeAction, metavar="NAME_OR_PATH", help="recipe, by its name or its path (.yaml)"
     )
-    parser.add_argument("--base", type=str | None, default=None, help=argparse.SUPPRESS)
     parser.add_class_arguments(recipe, sub_configs=False)
     return parser
 
@@ -137,36 +88,20 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         InvalidInputError: with one sentence.
     """
     try:
-        with warnings.catch_warnings():
-            # What is on jsonargparse's list of suspicious imports is refused below, as no subclass of what is asked.
-            warnings.filterwarnings("ignore", message=r"[\s\S]*(import path denylist|JsonargparseDeprecation)")
-            config = parser.parse_args(list(argv))
+        config = parser.parse_args(networks_by_name(argv))
     except ArgumentError as error:
         raise InvalidInputError(_explain(parser, str(error))) from error
+    check_class_paths(config)
     return config
 
 
 def recipe_text(parser: ArgumentParser, config: Namespace, leave_out: Sequence[str] = ()) -> str:
     """The resolved recipe as YAML, which can be given back to ``--config``."""
     kept = config.clone()
-    for key in ("config", "base", *leave_out):
+    for key in ("config", *leave_out):
         kept.pop(key, None)
     text: str = parser.dump(kept, skip_validation=True, skip_unset=False)
     return text
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"{path} is not readable YAML: {_one_line(str(error))}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"cannot read the recipe {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"the recipe {path} must hold keys and values, such as 'epochs: 30'")
-    if not isinstance(content.get("base"), str | None):
-        raise InvalidInputError(f"'base' in {path} must be the name or the path of one recipe")
-    return content
 
 
 def _explain(parser: ArgumentParser, message: str) -> str:
@@ -176,10 +111,18 @@ def _explain(parser: ArgumentParser, message: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', message)
     option = f"--{'.'.join(keys)}" if keys else ""
     kind = _KINDS.get(option.rpartition(".")[2].removeprefix("--")) or _KINDS.get(option.removeprefix("--"))
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
+    if denied:
+        return str(not_to_be_named(denied[1], option.removeprefix("--")))
     wrong_name = _WRONG_CLASS.search(message)
     if kind and wrong_name:
         name = next(group for group in wrong_name.groups() if group).rstrip(".")
-        return f"unknown {kind[0]} {name!r} for {option}; {nearest(name, _class_names(kind[1]))}"
+        known = (
+            [*NETWORKS, *(f"{library}/NAME" for library in LIBRARIES)]
+            if kind[1] is nn.Module
+            else _class_names(kind[1])
+        )
+        return f"unknown {kind[0]} {name!r} for {option}; {nearest(name, known)}"
     unaccepted = re.search(r"Option '([^']+)' is not accepted", message)
     if unaccepted:
         place = f"{option} has no setting" if option else "the recipe has a key that is not known:"

@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from blockkd.data.images import ImageData
 from blockkd.distiller import Distiller
+from blockkd.models.named import Named
 
-NetworkFactory = Callable[[], nn.Module]
+NetworkFactory = Named | Callable[[], nn.Module]
 MethodFactory = Callable[[nn.Module, nn.Module], Distiller]
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -74,6 +75,7 @@ class TeachRecipe:
         seed: seed of weights, data order and dropout.
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
             independent of how many cores there are.
+        channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
         trainer: options of Lightning's Trainer.
     """
 
@@ -81,6 +83,7 @@ class TeachRecipe:
     teacher: TeacherRecipe
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
+    channels_last: bool = False
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
 
@@ -102,6 +105,9 @@ class DistillRecipe(TeachRecipe):
         seeds: how many seeds the students are repeated with; the teacher stays the same.
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
             independent of how many cores there are.
+        channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
+        fold_teacher: fold the teacher's batch norm into its convolutions, for methods that do not look at it; the
+            same up to rounding, and faster.
         trainer: options of Lightning's Trainer.
     """
 
@@ -112,6 +118,7 @@ class DistillRecipe(TeachRecipe):
     beside: dict[str, MethodFactory] = field(default_factory=dict)
     epochs: PositiveInt = 30
     seeds: PositiveInt = 1
+    fold_teacher: bool = True
 
 
 def method_name(class_path: str) -> str:

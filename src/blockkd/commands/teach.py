@@ -9,9 +9,10 @@ from blockkd.commands.checks import check_teaching
 from blockkd.commands.distill import report
 from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
 from blockkd.commands.invocation import add_folder_options, read_invocation
-from blockkd.commands.jobs import run_teacher
+from blockkd.commands.jobs import Workplace, run_teacher
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.recipe import TeachRecipe
+from blockkd.commands.slices import Deadline
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import TEACHER, Job
 
@@ -30,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
         loaded = check_teaching(recipe)
         invocation.start()
         with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
-            run_teacher(recipe, loaded, invocation.folder, progress)
+            run_teacher(recipe, loaded, Workplace(invocation.folder, progress, Deadline()))
     report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], len(recipe.data.parts.test))
     path = invocation.folder.path
     print(f"\nThe run lies in {path}.")

@@ -69,7 +69,7 @@ def class_numbers(
     Raises:
         ValueError: a label is missing, out of range, or does not occur in the training split.
     """
-    values = [list(split[column]) for split in (train, test)]
+    values = [split.select_columns([column])[:][column] for split in (train, test)]  # one by one takes seconds
     for name, split_values in zip(split_names, values, strict=True):
         if None in split_values:
             raise ValueError(f"image {split_values.index(None)} of the {name} split has no label")

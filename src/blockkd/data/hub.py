@@ -1,20 +1,23 @@
 """Any image classification dataset on the Hugging Face hub or in a local folder."""
 
-import importlib
-import re
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
+from blockkd.data.augmentation import PadCropFlip, RandomResizedCrop
 from blockkd.data.columns import check_column, class_numbers, image_column, label_column
+from blockkd.data.corrupt import CorruptImages, warn
 from blockkd.data.decoding import MODES, Decoder
 from blockkd.data.images import EpochSampler, ImageData, Parts
-from blockkd.data.pixels import AugmentedImages, PixelImages
+from blockkd.data.memory import MemoryLoader
+from blockkd.data.pixels import EncodedImages, PixelImages, RawImages
+from blockkd.data.reading import find_test_split, image_files, read_splits
+from blockkd.data.splitting import choose, hold_out
+
+AUGMENTATIONS = ("pad_crop_flip", "random_resized_crop", None)
 
 
 class HubImages(ImageData):
@@ -22,7 +25,10 @@ class HubImages(ImageData):
 
     A local folder holds image files in one folder per class (``train/cat/1.png``, ``test/dog/7.png``), or parquet
     files in the hub's layout. All images are decoded once and held in memory as bytes: 0.2 GB for CIFAR, 1.4 GB for
-    Tiny-ImageNet, 16 GB for ImageNet-1k at 64×64. The defaults for normalisation are those of CIFAR-100.
+    Tiny-ImageNet, 16 GB for ImageNet-1k at 64×64. What is larger stays encoded with ``in_memory: false`` and is
+    decoded when it is used; ``num_workers`` is then best the number of CPU cores. The defaults for normalisation are
+    those of CIFAR-100. ImageNet's habit is ``in_memory: false``, ``image_side: 224``, ``resize_side: 256``,
+    ``augmentation: random_resized_crop``, ``mean: [0.485, 0.456, 0.406]``, ``std: [0.229, 0.224, 0.225]``.
 
     Args:
         path: a dataset's name on the hub (``uoft-cs/cifar100``), or a folder.
@@ -35,15 +41,24 @@ class HubImages(ImageData):
         test_split: what the test part is called; None takes ``test``, or ``validation`` where there is no ``test``.
         val_share: share of the training part that is held out for validation, stratified; 0 trains on everything
             and leaves the validation part empty. The test part chooses nothing.
-        split_seed: which images are held out; independent of the run's seed.
+        train_images: how many images are trained on, of every class the same share, for experiments on a small
+            budget; None trains on all that are not held out. Validation and test stay the same.
+        split_seed: which images are held out and which are trained on; independent of the run's seed.
         channels: 1 (grey) or 3 (RGB); images are converted where they are otherwise.
         image_side: height and width in pixels: the middle square of each image, scaled. None leaves the images as
             they are; then all must have one size.
+        resize_side: the shorter side in pixels that images are scaled to before the middle square of ``image_side``
+            is cut out; None is ``image_side``.
         mean: per channel, of pixels scaled to 0 … 1.
         std: per channel, of pixels scaled to 0 … 1.
         augmentation: of training images: ``pad_crop_flip`` pads the raw pixels by 4 zeros, crops at random, and
-            mirrors half of the images; None leaves them as they are.
-        max_corrupt: how many corrupt images are left out, with a warning, before loading fails.
+            mirrors half of the images; ``random_resized_crop`` scales a random box of each image to its size, and
+            mirrors half of them; None leaves them as they are.
+        in_memory: whether images are decoded once and kept, or stay encoded and are decoded when they are used. The
+            images are the same, but ``random_resized_crop`` takes its boxes from the whole image only where these
+            stay encoded, and in memory from the middle square that is kept.
+        max_corrupt: how many corrupt images are allowed, with a warning: in memory they are left out, else the next
+            image that can be read stands in their place.
         batch_size: images per training step; the last, smaller batch of an epoch is dropped.
         eval_batch_size: images per step of validation and test.
         num_workers: processes that load data; 0 loads in the main process.
@@ -51,6 +66,8 @@ class HubImages(ImageData):
     Raises:
         ValueError: a setting is out of its range; later, on first use, what is wrong with the dataset.
     """
+
+    persistent_workers = True
 
     def __init__(
         self,
@@ -62,30 +79,43 @@ class HubImages(ImageData):
         train_split: str = "train",
         test_split: str | None = None,
         val_share: float = 0.1,
+        train_images: int | None = None,
         split_seed: int = 0,
         channels: int = 3,
         image_side: int | None = None,
+        resize_side: int | None = None,
         mean: tuple[float, ...] = (0.5071, 0.4867, 0.4408),
         std: tuple[float, ...] = (0.2675, 0.2565, 0.2761),
-        augmentation: Literal["pad_crop_flip"] | None = "pad_crop_flip",
+        augmentation: Literal["pad_crop_flip", "random_resized_crop"] | None = "pad_crop_flip",
+        in_memory: bool = True,
         max_corrupt: int = 10,
         batch_size: int = 64,
         eval_batch_size: int = 512,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers)
-        _check_settings(val_share, channels, image_side, mean, std, max_corrupt)
-        if augmentation not in ("pad_crop_flip", None):
-            raise ValueError(f"augmentation is {augmentation!r}, expected 'pad_crop_flip' or None")
+        _check_sides(image_side, resize_side)
+        _check_channels(channels, mean, std)
+        if not 0 <= val_share < 1:
+            raise ValueError(f"val_share is {val_share}, expected a share of the training part: 0 or more, less than 1")
+        if train_images is not None and train_images < 1:
+            raise ValueError(f"train_images is {train_images}, expected at least 1, or None for all")
+        if max_corrupt < 0:
+            raise ValueError(f"max_corrupt is {max_corrupt}, expected at least 0")
+        if augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation is {augmentation!r}, expected one of {', '.join(map(repr, AUGMENTATIONS))}")
         if test_split == train_split:
             raise ValueError(f"train_split and test_split are both {train_split!r}: the test would be on training data")
         self.path, self.subset, self.revision = path, subset, revision
         self.image_column, self.label_column = image_column, label_column
         self.train_split, self.test_split = train_split, test_split
-        self.val_share, self.split_seed = val_share, split_seed
-        self.channels, self.image_side, self.max_corrupt = channels, image_side, max_corrupt
+        self.val_share, self.train_images, self.split_seed = val_share, train_images, split_seed
+        self.channels, self.image_side, self.resize_side = channels, image_side, resize_side
         self.mean, self.std, self.augmentation = mean, std, augmentation
+        self.in_memory, self.max_corrupt = in_memory, max_corrupt
         self._class_names: list[str] = []
+        self._corrupt = CorruptImages({}, max_corrupt)
+        self._told = 0
 
     @property
     def class_names(self) -> list[str]:
@@ -95,14 +125,14 @@ class HubImages(ImageData):
         return self._class_names
 
     @property
-    def num_classes(self) -> int:  # type: ignore[override]
+    def num_classes(self) -> int:
         """How many classes there are; loads the data on first use."""
         return len(self.class_names)
 
     def load(self) -> Parts:
-        """Read, decode, and hold out the validation part."""
-        splits = _read(self.path, self.subset, self.revision)
-        names = self.train_split, _test_split(self.path, list(splits), self.train_split, self.test_split)
+        """Read, hold out the validation part, choose what to train on, and decode where it is kept in memory."""
+        splits = read_splits(self.path, self.subset, self.revision)
+        names = self.train_split, find_test_split(self.path, list(splits), self.train_split, self.test_split)
         train, test = (splits[name] for name in names)
         for name, split in zip(names, (train, test), strict=True):
             if len(split) == 0:
@@ -111,136 +141,92 @@ class HubImages(ImageData):
         labels = label_column(train, self.label_column)
         for column in (images, labels):
             check_column(test, column)
-
         class_names, train_labels, test_labels = class_numbers(train, test, labels, names)
-        decoder = Decoder(self.channels, self.image_side, self.max_corrupt)
-        train_pixels, kept = decoder.decode(_encoded(train, images), names[0])
-        train_labels = train_labels[kept]
-        test_pixels, kept = decoder.decode(_encoded(test, images), names[1])
-        test_labels = test_labels[kept]
-        decoder.warn()
-        _check_parts(train_pixels, test_pixels, train_labels, class_names)
-        rest, held_out = _hold_out(train_labels, self.val_share, self.split_seed)
+        if len(train_labels.unique()) < 2:
+            raise ValueError(
+                f"all training images are of one class, {class_names[int(train_labels[0])]!r}; expected two or more"
+            )
+        rows, held_out = self._training_rows(train_labels)
+        self._corrupt = CorruptImages({name: len(splits[name]) for name in names}, self.max_corrupt)
+        train_files, test_files = image_files(train, images), image_files(test, images)
+        parts = self._keep(
+            (train_files, rows, train_labels[rows], names[0]),
+            (train_files, held_out, train_labels[held_out], names[0]),
+            (test_files, range(len(test)), test_labels, names[1]),
+        )
+        _check_one_size(parts)
         self._class_names = class_names
+        return parts
 
-        def part(pixels: Tensor, labels: Tensor) -> PixelImages:
-            return PixelImages(pixels, labels, self.mean, self.std)
+    def training_images(self, sampler: EpochSampler) -> Dataset[tuple[Tensor, Tensor]]:
+        """The training images, augmented."""
+        train = self.parts.train
+        assert isinstance(train, RawImages)
+        if self.augmentation == "pad_crop_flip":
+            return PadCropFlip(train, sampler)
+        if self.augmentation == "random_resized_crop":
+            height, width = train.fitted([0])[0].shape[2:]
+            return RandomResizedCrop(train, sampler, (height, width))
+        return super().training_images(sampler)
 
-        return Parts(
-            part(train_pixels[rest], train_labels[rest]),
-            part(train_pixels[held_out], train_labels[held_out]),
-            part(test_pixels, test_labels),
-        )
+    def teardown(self, stage: str) -> None:
+        """Say which images were found to be corrupt while they were used, in this process and its workers."""
+        del stage
+        if not self.in_memory and len(self._corrupt) > self._told:
+            self._told = len(self._corrupt)
+            places = "; ".join(self._corrupt.places())
+            warn(f"{self._told} corrupt so far, others stand in for them: {places}")
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Full batches, augmented, in the order of ``order_seed`` and the epoch."""
-        plain = super().train_dataloader()
-        train, sampler = self.parts.train, plain.sampler
-        if self.augmentation is None:
-            return plain
-        assert isinstance(train, PixelImages)
-        assert isinstance(sampler, EpochSampler)
-        return DataLoader(
-            AugmentedImages(train, sampler),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=plain.drop_last,
-            num_workers=self.num_workers,
-            generator=plain.generator,
-        )
+    def _training_rows(self, labels: Int[Tensor, " N"]) -> tuple[list[int], list[int]]:
+        rest, held_out = hold_out(labels, self.val_share, self.split_seed)
+        if self.train_images is not None:
+            rest = [rest[index] for index in choose(labels[rest], self.train_images, self.split_seed)]
+        return rest, held_out
+
+    def _keep(self, *selections: tuple[Any, Sequence[int], Int[Tensor, " N"], str]) -> Parts:
+        """Train, validation and test, each from the files of its split, its rows, its labels, and its split's name."""
+        decoder = Decoder(self.channels, self.image_side, self.resize_side)
+        if not self.in_memory:
+            return Parts(
+                *(
+                    EncodedImages(files, rows, labels, self.mean, self.std, split, decoder, self._corrupt)
+                    for files, rows, labels, split in selections
+                )
+            )
+        loader = MemoryLoader(decoder, self._corrupt, sum(len(rows) for _, rows, _, _ in selections))
+        parts = []
+        for files, rows, labels, split in selections:
+            pixels, kept = loader.load(files, rows, split)
+            parts.append(PixelImages(pixels, labels[kept], self.mean, self.std))
+        loader.warn()
+        return Parts(*parts)
 
 
-def _check_settings(
-    val_share: float,
-    channels: int,
-    image_side: int | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    max_corrupt: int,
-) -> None:
-    if not 0 <= val_share < 1:
-        raise ValueError(f"val_share is {val_share}, expected a share of the training part: 0 or more, less than 1")
-    if channels not in MODES:
-        raise ValueError(f"channels is {channels}, expected 1 (grey) or 3 (RGB)")
+def _check_sides(image_side: int | None, resize_side: int | None) -> None:
     if image_side is not None and image_side < 1:
         raise ValueError(f"image_side is {image_side}, expected at least 1 pixel")
+    if resize_side is not None and (image_side is None or resize_side < image_side):
+        raise ValueError(
+            f"resize_side is {resize_side} and image_side {image_side}: the middle square of image_side is cut out of "
+            "what resize_side gives, so set image_side, and resize_side to the same or more"
+        )
+
+
+def _check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    if channels not in MODES:
+        raise ValueError(f"channels is {channels}, expected 1 (grey) or 3 (RGB)")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise ValueError(f"{name} has {len(values)} values, expected one per channel: {channels}")
     if min(std) <= 0:
         raise ValueError(f"std is {tuple(std)}, expected values above 0")
-    if max_corrupt < 0:
-        raise ValueError(f"max_corrupt is {max_corrupt}, expected at least 0")
 
 
-def _read(path: str, subset: str | None, revision: str | None) -> Any:
-    """The dataset's splits by name (a ``datasets.DatasetDict``)."""
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the images of {path!r} are read by the library datasets, which is missing: pip install datasets"
-        ) from error
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            warnings.warn(f"revision {revision!r} has no effect: {path!r} is a local folder", stacklevel=2)
-        path, revision = str(folder), None
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):  # no name on the hub either
-        raise ValueError(f"there is no folder {path!r}; path is a folder, or a name on the hub like uoft-cs/cifar100")
-    try:
-        return datasets.load_dataset(path, name=subset, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"cannot read {path!r}: {' '.join(str(error).split())} (expected a folder with train/CLASS/*.png and "
-            "test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
-        ) from error
-
-
-def _test_split(path: str, known: Sequence[str], train: str, test: str | None) -> str:
-    if test is None:
-        found = [name for name in ("test", "validation") if name in known and name != train]
-        if train in known and not found:
-            raise ValueError(f"{path!r} has no test or validation split, only {known}: set test_split")
-        test = found[0] if found else train
-    for option, name in (("train_split", train), ("test_split", test)):
-        if name not in known:
-            raise ValueError(f"{path!r} has no split {name!r}, it has {known}: set {option}")
-    return test
-
-
-def _encoded(split: Any, column: str) -> Any:
-    """The image files of a column, one by one, not decoded: ``datasets`` would stop at the first corrupt one."""
-    if type(split.features[column]).__name__ == "Image":
-        split = split.cast_column(column, type(split.features[column])(decode=False))
-    for rows in split.select_columns([column]).iter(batch_size=1000):
-        yield from rows[column]
-
-
-def _check_parts(train: Tensor, test: Tensor, train_labels: Tensor, class_names: Sequence[str]) -> None:
-    if len(train_labels.unique()) < 2:
-        raise ValueError(
-            f"all training images are of one class, {class_names[int(train_labels[0])]!r}; expected two or more"
-        )
-    if train.shape[2:] != test.shape[2:]:
-        sizes = ("×".join(str(side) for side in pixels.shape[2:]) for pixels in (train, test))
+def _check_one_size(parts: Parts) -> None:
+    """Compare the first image of the training part with the first of the test part."""
+    train, test = (part[0][0].shape[1:] for part in (parts.train, parts.test))
+    if train != test:
+        sizes = ("×".join(str(side) for side in size) for size in (train, test))
         raise ValueError(
             "training images are {} pixels, test images {}: set image_side to scale them all".format(*sizes)
         )
-
-
-def _hold_out(labels: Int[Tensor, " N"], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of those to train on and of those held out, each in ascending order."""
-    from sklearn.model_selection import train_test_split
-
-    everything = list(range(len(labels)))
-    if share == 0:
-        return everything, []
-    try:
-        rest, held_out = train_test_split(everything, test_size=share, stratify=labels.numpy(), random_state=seed)
-    except ValueError as error:
-        raise ValueError(
-            f"cannot hold val_share = {share} out of {len(labels)} training images of "
-            f"{len(labels.unique())} classes: {error} Choose another val_share, or 0"
-        ) from error
-    return sorted(rest), sorted(held_out)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,14 +14,16 @@ from blockkd.randomness import derived_seed
 
 
 class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images held in memory with their labels.
+    """Images with their labels.
 
     Args:
-        images: ``(N, C, H, W)``.
+        images: ``(N, C, H, W)``, or what a subclass makes tensors of: one per label, got by its index.
         labels: ``(N,)``, class numbers from 0.
     """
 
-    def __init__(self, images: Float[Tensor, "N C H W"], labels: Int[Tensor, " N"]) -> None:
+    images: Any
+
+    def __init__(self, images: Any, labels: Int[Tensor, " N"]) -> None:
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
@@ -49,11 +51,32 @@ def check_labels(labels: Int[Tensor, " N"], num_classes: int, part: str) -> None
         )
 
 
+class NumberedImages(Dataset[tuple[Tensor, Tensor, int]]):
+    """Adds to each image and label the index that it was asked for by.
+
+    Args:
+        source: gives images and labels.
+    """
+
+    def __init__(self, source: Dataset[tuple[Tensor, Tensor]]) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return *self.source[index], index
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
+        """A whole batch at once, where the source has that; the DataLoader prefers this to ``__getitem__``."""
+        at_once = getattr(self.source, "__getitems__", None)
+        items = at_once(indices) if at_once else [self.source[index] for index in indices]
+        return [(*item, index) for item, index in zip(items, indices, strict=True)]
+
+
 class EpochSampler(Sampler[int]):
     """Shuffles by seed and epoch alone, so that every method sees the same order, and a resumed epoch too.
 
-    Lightning calls ``set_epoch`` before each epoch. ``worker_generator`` is meant for the DataLoader, so that the
-    workers' randomness hangs on seed and epoch as well.
+    Lightning calls ``set_epoch`` before each epoch. Worker processes that live on from epoch to epoch see the epoch
+    change. ``worker_generator`` is meant for the DataLoader, so that the randomness of workers that start anew hangs
+    on seed and epoch as well.
 
     Args:
         length: the number of samples.
@@ -63,11 +86,17 @@ class EpochSampler(Sampler[int]):
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
         self.worker_generator = torch.Generator()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.set_epoch(0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch, counted from 0."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
         self.worker_generator.manual_seed(derived_seed(self.seed, epoch))
 
     def __len__(self) -> int:
@@ -81,7 +110,8 @@ class EpochSampler(Sampler[int]):
 class ImageData(LightningDataModule, ABC):
     """Images with labels in three parts: train, validation, test.
 
-    A dataset says ``num_classes`` and gives ``load``; the rest is here.
+    A dataset says ``num_classes`` and gives ``load``; the rest is here. It may augment by ``training_images``.
+    Batches for training are ``(images, labels, indices)``, for evaluation ``(images, labels)``.
 
     Args:
         batch_size: images per training step; the last, smaller batch of an epoch is dropped.
@@ -89,7 +119,8 @@ class ImageData(LightningDataModule, ABC):
         num_workers: processes that load data; 0 loads in the main process.
     """
 
-    num_classes: int
+    # Whether workers live on from epoch to epoch: only where their own random numbers play no part, for these go on.
+    persistent_workers = False
 
     def __init__(self, batch_size: int = 64, eval_batch_size: int = 512, num_workers: int = 0) -> None:
         super().__init__()
@@ -100,9 +131,23 @@ class ImageData(LightningDataModule, ABC):
         self.order_seed = 0  # the run's seed; decides the order of the training images and nothing else
         self._parts: Parts | None = None
 
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes there are; a class attribute will do."""
+
     @abstractmethod
     def load(self) -> Parts:
-        """The three parts; called once."""
+        """The three parts; called once. The validation part may be empty."""
+
+    def training_images(self, sampler: EpochSampler) -> Dataset[tuple[Tensor, Tensor]]:
+        """What is trained on: by index in the training part, an image ``(C, H, W)`` and its label.
+
+        Args:
+            sampler: gives the run's seed and the epoch, for what is drawn at random.
+        """
+        del sampler
+        return self.parts.train
 
     @property
     def parts(self) -> Parts:
@@ -129,26 +174,39 @@ class ImageData(LightningDataModule, ABC):
         return torch.stack([test[index][0] for index in range(min(size, len(test)))])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Full batches in the order of ``order_seed`` and the epoch."""
+        """Full batches in the order of ``order_seed`` and the epoch.
+
+        A batch is ``(images, labels, indices)``; indices, ``(B,)``, are those in the training part.
+        """
         sampler = EpochSampler(len(self.parts.train), self.order_seed)
         if self.trainer is not None:  # workers start to load a resumed epoch before Lightning calls set_epoch
             sampler.set_epoch(self.trainer.current_epoch)
-        return DataLoader(
-            self.parts.train,
+        return self._loader(
+            NumberedImages(self.training_images(sampler)),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,
-            num_workers=self.num_workers,
             generator=sampler.worker_generator,
         )
 
+    @property
+    def watched(self) -> Literal["val", "test"]:
+        """What is looked at after each epoch: the validation part, or the test part where nothing is held out."""
+        return "val" if len(self.parts.val) else "test"
+
     def val_dataloader(self) -> DataLoader[Any]:
-        """All validation images, in order."""
-        return self._evaluation(self.parts.val)
+        """All images that are looked at after each epoch, in order; test images among them choose nothing."""
+        return self._loader(getattr(self.parts, self.watched), batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """All test images, in order."""
-        return self._evaluation(self.parts.test)
+        return self._loader(self.parts.test, batch_size=self.eval_batch_size)
 
-    def _evaluation(self, part: LabelledImages) -> DataLoader[Any]:
-        return DataLoader(part, batch_size=self.eval_batch_size, num_workers=self.num_workers)
+    def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            images,
+            num_workers=self.num_workers,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

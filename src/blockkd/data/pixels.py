@@ -1,21 +1,56 @@
-"""Images held in memory as bytes: normalised, and in training augmented, batch by batch."""
+"""Images as bytes: kept in memory or decoded when they are used; normalised batch by batch."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from blockkd.data.images import EpochSampler, LabelledImages
-from blockkd.randomness import derived_seed
-
-PADDING = 4  # pixels on each side before the random crop: He et al., "Deep Residual Learning", CVPR 2016, section 4.2
+from blockkd.data.corrupt import CorruptImageError, CorruptImages, ImageFileError, place_name, warn
+from blockkd.data.decoding import Decoder
+from blockkd.data.images import LabelledImages
 
 
-class PixelImages(LabelledImages):
-    """Images held as bytes, a quarter of the memory of floats; its items are normalised.
+class RawImages(LabelledImages, ABC):
+    """Images that can be had as bytes; its items are normalised.
+
+    Args:
+        images: as the subclass says.
+        labels: ``(N,)``, class numbers from 0.
+        mean: per channel, of pixels scaled to 0 … 1.
+        std: per channel, of pixels scaled to 0 … 1.
+    """
+
+    def __init__(self, images: Any, labels: Int[Tensor, " N"], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(images, labels)
+        self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+
+    @abstractmethod
+    def whole(self, indices: list[int]) -> tuple[Iterable[UInt8[Tensor, "C H W"]], Int[Tensor, " B"]]:
+        """Whole images, which may differ in size, and their labels ``(B,)``."""
+
+    @abstractmethod
+    def fitted(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """What evaluation sees of images, ``(B, C, H, W)``, and their labels ``(B,)``."""
+
+    def normalise(self, pixels: UInt8[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
+        """``(pixels / 255 - mean) / std``."""
+        return (pixels.float() / 255 - self.mean) / self.std
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """A whole batch at once; the DataLoader prefers this to ``__getitem__``."""
+        pixels, labels = self.fitted(indices)
+        return list(zip(self.normalise(pixels), labels, strict=True))
+
+
+class PixelImages(RawImages):
+    """Images held in memory as bytes, a quarter of the memory of floats.
 
     Args:
         pixels: ``(N, C, H, W)``, 0 … 255; kept as they are in ``images``.
@@ -24,82 +59,93 @@ class PixelImages(LabelledImages):
         std: per channel, of pixels scaled to 0 … 1.
     """
 
+    images: Tensor
+
     def __init__(
         self, pixels: UInt8[Tensor, "N C H W"], labels: Int[Tensor, " N"], mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        super().__init__(pixels, labels)
-        self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+        super().__init__(pixels, labels, mean, std)
 
-    def normalise(self, pixels: UInt8[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
-        """``(pixels / 255 - mean) / std``."""
-        return (pixels.float() / 255 - self.mean) / self.std
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.normalise(self.images[index]), self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """A whole batch at once; the DataLoader prefers this to ``__getitem__``."""
+    def whole(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """The images as they are in memory."""
         chosen = torch.tensor(indices)
-        return list(zip(self.normalise(self.images[chosen]), self.labels[chosen], strict=True))
+        return self.images[chosen], self.labels[chosen]
+
+    def fitted(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """The images as they are in memory."""
+        return self.whole(indices)
 
 
-def pad_crop_flip(
-    pixels: UInt8[Tensor, "B C H W"], corners: Int[Tensor, "B 2"], flipped: Bool[Tensor, " B"]
-) -> UInt8[Tensor, "B C H W"]:
-    """Pad with zeros by 4 pixels, cut a window of the old size out of each image, and mirror some of them.
+class EncodedImages(RawImages):
+    """Images that stay files, in a table on disk or in a folder, and are decoded when they are used.
 
-    The field's augmentation for CIFAR: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
-    section 4.2. Pixels are padded raw, so that the border is black and not the mean.
+    In the place of a corrupt image stands, for good, the next one of this part that can be read, with its label: what
+    is at an index never changes, whoever asks for it first.
 
     Args:
-        pixels: ``(B, C, H, W)``.
-        corners: ``(B, 2)``, row and column of each window's upper left corner in the padded image, 0 … 8.
-        flipped: ``(B,)``, which windows are mirrored left to right.
-    """
-    batch, _, height, width = pixels.shape
-    padded = F.pad(pixels, [PADDING] * 4)
-    rows = corners[:, :1] + torch.arange(height)
-    columns = corners[:, 1:] + torch.arange(width)
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    windows = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return windows.permute(0, 3, 1, 2).contiguous()
-
-
-class AugmentedImages(Dataset[tuple[Tensor, Tensor]]):
-    """``PixelImages`` under ``pad_crop_flip``, every window and mirroring equally likely.
-
-    What happens to an image hangs on the sampler's seed and epoch and on the image's index alone: every method sees
-    the same images, whatever the batch size and the number of workers, and a resumed epoch sees them too.
-
-    Args:
-        source: the images.
-        sampler: gives seed and epoch.
+        files: of a split, as ``datasets.Dataset`` of one column.
+        rows: which of them are in this part.
+        labels: ``(N,)``, class numbers from 0, one per row.
+        mean: per channel, of pixels scaled to 0 … 1.
+        std: per channel, of pixels scaled to 0 … 1.
+        split: what the split is called, for messages.
+        decoder: one file → one image.
+        corrupt: counts those that cannot be read.
     """
 
-    def __init__(self, source: PixelImages, sampler: EpochSampler) -> None:
-        self.source, self.sampler = source, sampler
-        self._drawn_for: tuple[int, int] | None = None
+    def __init__(
+        self,
+        files: Any,
+        rows: Sequence[int],
+        labels: Int[Tensor, " N"],
+        mean: Sequence[float],
+        std: Sequence[float],
+        split: str,
+        decoder: Decoder,
+        corrupt: CorruptImages,
+    ) -> None:
+        super().__init__(files.select(rows), labels, mean, std)
+        self.rows, self.split, self.decoder, self.corrupt = rows, split, decoder, corrupt
+        (self._column,) = files.column_names
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def whole(self, indices: list[int]) -> tuple[list[UInt8[Tensor, "C H W"]], Int[Tensor, " B"]]:
+        """The images as they are in their files.
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([index])[0]
+        Raises:
+            ImageFileError: more images are corrupt than allowed, or none can be read, or one has more than 8 bits.
+        """
+        files = self.images[indices][self._column]
+        found = [self._readable(index, file) for index, file in zip(indices, files, strict=True)]
+        return [image for image, _ in found], self.labels[[index for _, index in found]]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """A whole batch at once; the DataLoader prefers this to ``__getitem__``."""
-        self._draw()
-        chosen = torch.tensor(indices)
-        windows = pad_crop_flip(self.source.images[chosen], self._corners[chosen], self._flipped[chosen])
-        return list(zip(self.source.normalise(windows), self.source.labels[chosen], strict=True))
+    def fitted(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """The middle of the images, scaled as the decoder says.
 
-    def _draw(self) -> None:
-        """Draw for all images of the epoch, once per epoch (workers start with a fresh copy each epoch)."""
-        wanted = (self.sampler.seed, self.sampler.epoch)
-        if self._drawn_for == wanted:
-            return
-        # The third number keeps this stream apart from that of the sampler's order.
-        generator = torch.Generator().manual_seed(derived_seed(*wanted, 1))
-        self._corners = torch.randint(0, 2 * PADDING + 1, (len(self), 2), generator=generator)
-        self._flipped = torch.randint(0, 2, (len(self),), generator=generator).bool()
-        self._drawn_for = wanted
+        Raises:
+            ImageFileError: as ``whole``, or images differ in size and the decoder scales none.
+        """
+        images, labels = self.whole(indices)
+        fitted = [self.decoder.fit(image) for image in images]
+        for index, image in zip(indices, fitted, strict=True):
+            if image.shape != fitted[0].shape:
+                (_, height, width), (_, first_height, first_width) = image.shape, fitted[0].shape
+                raise ImageFileError(
+                    f"{place_name(self.split, self.rows[index])} is {height}×{width} pixels, image "
+                    f"{self.rows[indices[0]]} is {first_height}×{first_width}: images must have one size; set "
+                    "image_side to scale them all"
+                )
+        return torch.stack(fitted), labels
+
+    def _readable(self, index: int, file: Any) -> tuple[UInt8[Tensor, "C H W"], int]:
+        """The image at an index or the next one that can be read, and where it is."""
+        for candidate in chain(range(index, len(self)), range(index)):
+            row = self.rows[candidate]
+            if (self.split, row) in self.corrupt:
+                continue
+            content = file if candidate == index else self.images[candidate][self._column]
+            try:
+                return self.decoder.decode(content, place_name(self.split, row)), candidate
+            except CorruptImageError as error:
+                described = self.corrupt.add(self.split, row, error)
+                warn(f"{described} is corrupt: the next one that can be read stands in for it")
+        raise ImageFileError(f"the {self.split} split has no image that can be read")

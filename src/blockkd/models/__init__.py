@@ -1,4 +1,4 @@
-"""The field's CIFAR networks, written as plain classifiers: images in, logits out.
+"""The field's networks, written as plain classifiers: images in, logits out; and those of other libraries by name.
 
 The names and shapes of their parameters and buffers are those of the checkpoints that RepDistiller and
 mdistiller publish, so these load as they are.
@@ -7,6 +7,8 @@ mdistiller publish, so these load as they are.
 from blockkd.models.create import create_model
 from blockkd.models.four_stage_resnet import FourStageResNet
 from blockkd.models.mobilenet import MobileNetV2
+from blockkd.models.mobilenet_v1 import MobileNetV1
+from blockkd.models.named import Named
 from blockkd.models.resnet import ResNet
 from blockkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from blockkd.models.vgg import VGG
@@ -18,7 +20,9 @@ __all__ = [
     "NETWORKS",
     "VGG",
     "FourStageResNet",
+    "MobileNetV1",
     "MobileNetV2",
+    "Named",
     "ResNet",
     "ShuffleNetV1",
     "ShuffleNetV2",

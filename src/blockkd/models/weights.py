@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,21 +62,59 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             best.
     """
     state = read_state_dict(path)
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith(BATCH_COUNTER)]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [
-        f"{name} (file {_size(state[name])}, network {_size(own[name])})"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or unexpected or reshaped:
+    match = compare_weights(network, state)
+    if not match.fits:
         raise ValueError(
             f"{path} does not fit {type(network).__name__}: "
-            f"{_some(missing)} missing from the file; {_some(unexpected)} unexpected; "
-            f"{_some(reshaped)} of another shape. {_advice(state)}"
+            f"{_some(match.missing)} missing from the file; {_some(match.unexpected)} unexpected; "
+            f"{_some(match.reshaped)} of another shape. {best_fit(state)}"
         )
-    network.load_state_dict(own | state)
+    network.load_state_dict(network.state_dict() | state)
+
+
+@dataclass(frozen=True)
+class WeightsMatch:
+    """A file's tensors against a network's.
+
+    Attributes:
+        fitting: names that both have, with the same shape.
+        missing: names that only the network has.
+        unexpected: names that only the file has.
+        reshaped: names that both have, each with its two shapes.
+    """
+
+    fitting: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file can be loaded into the network."""
+        return not (self.missing or self.unexpected or self.reshaped)
+
+
+def compare_weights(network: nn.Module, state: Mapping[str, Tensor]) -> WeightsMatch:
+    """What of ``state`` fits ``network`` by name and shape; batch norm's counters may be absent from ``state``."""
+    own = network.state_dict()
+    match = WeightsMatch([], [], [name for name in state if name not in own], [])
+    for name, tensor in own.items():
+        if name not in state:
+            if not name.endswith(BATCH_COUNTER):
+                match.missing.append(name)
+        elif state[name].shape == tensor.shape:
+            match.fitting.append(name)
+        else:
+            match.reshaped.append(f"{name} (file {_size(state[name])}, network {_size(tensor)})")
+    return match
+
+
+def best_fit(state: Mapping[str, Tensor]) -> str:
+    """One sentence that says which known network is most like ``state``."""
+    name, agreeing, total = nearest_network(state)
+    if 2 * agreeing < total:
+        return "No known network is like it."
+    return f"The known network nearest to the file is {name}: {agreeing} of its {total} tensors agree."
 
 
 def nearest_network(state: Mapping[str, Tensor]) -> tuple[str, int, int]:
@@ -127,13 +166,6 @@ def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
         return f"a mapping with {_some([str(key) for key in content])}"
     return f"an object of type {type(content).__name__}"
-
-
-def _advice(state: Mapping[str, Tensor]) -> str:
-    name, agreeing, total = nearest_network(state)
-    if 2 * agreeing < total:
-        return "No known network is like it."
-    return f"The known network nearest to the file is {name}: {agreeing} of its {total} tensors agree."
 
 
 def _fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:

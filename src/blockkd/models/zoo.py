@@ -7,6 +7,7 @@ from torch import nn
 
 from blockkd.models.four_stage_resnet import BasicBlock, Bottleneck, FourStageResNet
 from blockkd.models.mobilenet import MobileNetV2
+from blockkd.models.mobilenet_v1 import MobileNetV1
 from blockkd.models.resnet import ResNet
 from blockkd.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from blockkd.models.vgg import VGG
@@ -33,6 +34,7 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "vgg13": partial(VGG, depth=13),
     "vgg16": partial(VGG, depth=16),
     "vgg19": partial(VGG, depth=19),
+    "MobileNetV1": MobileNetV1,
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleNetV1,
     "ShuffleV2": ShuffleNetV2,

@@ -1,14 +1,7 @@
-"""SimKD and CAT-KD by their equations, slowly: class by class, cell by cell."""
+"""CAT-KD by its equations, slowly: class by class, cell by cell."""
 
 import torch
 from torch import Tensor
-
-
-def feature_regression(learner: Tensor, target: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=learner.dtype)
-    for a, b in zip(learner.flatten(), target.flatten(), strict=True):
-        total = total + (a - b) ** 2
-    return total / learner.numel()
 
 
 def activation_map(feature: Tensor, weights: Tensor) -> Tensor:

@@ -1,0 +1,248 @@
+"""``blockkd compare``: several recipes over the same teacher, data and seeds, in slices of time if need be."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from torch import nn
+
+from blockkd.commands.entries import (
+    Entry,
+    check_entries,
+    differing_settings,
+    entries_text,
+    read_entries,
+    store_entries,
+    stored_command,
+    stored_entries,
+)
+from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.invocation import add_folder_options
+from blockkd.commands.jobs import Workplace, run_student, run_teacher
+from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.recipe import DistillRecipe
+from blockkd.commands.slices import Deadline
+from blockkd.comparison import summarise
+from blockkd.comparison_figure import comparison_figure
+from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
+from blockkd.environment import environment
+from blockkd.published import Published, published
+from blockkd.report import TEACHER_NAME, print_table
+from blockkd.runs import Job, Row, RunFolder, write_csv, write_text
+from blockkd.training import DivergedError
+
+TABLE, TEXT, FIGURE = "comparison.csv", "comparison.md", "comparison.png"
+DESCRIPTION = (
+    "Train students by several recipes, or by one recipe and the methods beside it, with the same teacher, data order "
+    "and seeds, and put the results side by side. The recipes come first, then options that hold for all of them: "
+    "blockkd compare cifar100/resnet56-resnet20/{kd,dkd,block_kd} --seeds 3 --teacher.weights FILE. The folder can be "
+    "worked on in slices of time and by several processes at once, also started by hand with --resume."
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        parser: of a recipe.
+        folder: of the comparison.
+        entries: its lines.
+        deadline: the end of this slice.
+        processes: how many work on it, this one included.
+        resumed: whether the folder is there already.
+        overwrite: whether a run that is in the folder may be deleted.
+        options: that came beside the recipes, for further processes.
+    """
+
+    parser: ArgumentParser
+    folder: RunFolder
+    entries: list[Entry]
+    deadline: Deadline
+    processes: int
+    resumed: bool
+    overwrite: bool
+    options: list[str]
+
+    @property
+    def shared(self) -> DistillRecipe:
+        """A recipe that says what all share: data, teacher, seeds, trainer."""
+        return self.entries[0].recipe
+
+    @property
+    def jobs(self) -> list[tuple[Job, Entry]]:
+        """Every student: all lines of the first seed, then of the next."""
+        first, count = int(self.shared.seed), int(self.shared.seeds)
+        return [(Job(entry.name, first + number), entry) for number in range(count) for entry in self.entries]
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    request = _request(argv)
+    command = shlex.join(["blockkd", "compare", *argv])
+    with quiet(), cpu_threads(request.shared.threads):
+        diverged = None
+        try:
+            if not all(request.folder.result(job) for job, _ in request.jobs):
+                _train(request, command)
+        except DivergedError as error:
+            diverged = error
+        _report(request)
+    if diverged is not None:
+        raise diverged
+    return 0
+
+
+def compare_parser() -> ArgumentParser:
+    """The options of ``compare``."""
+    parser = recipe_parser("compare", DistillRecipe, DESCRIPTION, usage="RECIPE... [options]")
+    add_folder_options(parser, "runs/compare/<name of the recipes' pair>")
+    group = parser.add_argument_group("slices of time")
+    group.add_argument(
+        "--minutes", type=float, help="stop between two epochs before so much time is over; at least one epoch is done"
+    )
+    group.add_argument("--processes", type=int, help="how many train side by side, on one device (default: 1)")
+    return parser
+
+
+def _request(argv: Sequence[str]) -> Request:
+    recipes = list(takewhile(lambda argument: not argument.startswith("-"), argv))
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument("--output")
+    own.add_argument("--overwrite", action="store_true")
+    own.add_argument("--resume")
+    own.add_argument("--minutes", type=float)
+    own.add_argument("--processes", type=int, default=1)
+    try:
+        given, options = own.parse_known_args(list(argv[len(recipes) :]))
+    except argparse.ArgumentError as error:
+        raise InvalidInputError(f"{error}") from error
+    if given.processes < 1:
+        raise InvalidInputError(f"--processes is {given.processes}, expected 1 or more")
+    if given.minutes is not None and not given.minutes > 0:
+        raise InvalidInputError(f"--minutes is {given.minutes}, expected more than 0")
+    parser = compare_parser()
+    if given.resume is not None:
+        if recipes or given.output or given.overwrite:
+            raise InvalidInputError("--resume takes the recipes and the folder from the comparison; give it alone")
+        with user_input():
+            folder = RunFolder.open(given.resume)
+        entries = stored_entries(parser, folder, options)
+    else:
+        if not recipes and not {"-h", "--help"} & set(options):
+            raise InvalidInputError("no recipe is given; for example: blockkd compare digits/block_kd --seeds 3")
+        entries = read_entries(parser, recipes, options)
+        folder = RunFolder(given.output or Path("runs") / "compare" / _run_name(recipes))
+        with user_input():
+            folder.check_free(given.overwrite)
+    deadline = Deadline(given.minutes)
+    resumed = given.resume is not None
+    return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite, options)
+
+
+def _train(request: Request, command: str) -> None:
+    loaded = check_entries(request.entries)
+    folder = request.folder
+    with user_input():
+        if not request.resumed:
+            folder.create(entries_text(request.entries, command), request.overwrite)
+        store_entries(request.parser, folder, request.entries)
+    helpers = [_helper(request) for _ in range(request.processes - 1)]
+    try:
+        with progress_lines(Console(stderr=True)) as progress:
+            _work(request, loaded, Workplace(folder, progress, request.deadline))
+        codes = [helper.wait() for helper in helpers]
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: blockkd compare --resume {folder.path}") from None
+    finally:
+        for helper in helpers:
+            helper.terminate()
+    if any(codes):
+        raise InvalidInputError(f"a process that trained beside this one ended with exit code {max(codes)}")
+
+
+def _work(request: Request, loaded: nn.Module, place: Workplace) -> None:
+    """Train what is not yet trained, until time runs out. A student that diverges does not keep the others waiting."""
+    diverged: list[str] = []
+    teacher = run_teacher(request.shared, loaded, place)
+    if teacher is None:
+        return
+    for job, entry in request.jobs:
+        try:
+            if not run_student(job, entry.recipe.method, entry.recipe, teacher, place):
+                break
+        except DivergedError as error:
+            warnings.warn(f"{error}", stacklevel=1)
+            diverged.append(str(job))
+    if diverged:
+        raise DivergedError(f"the loss of {len(diverged)} students is not finite: {'; '.join(diverged)}")
+
+
+def _helper(request: Request) -> "subprocess.Popen[bytes]":
+    """Another process that works on the folder until the same deadline."""
+    left = request.deadline.minutes_left()
+    slices = [] if left is None else ["--minutes", str(left)]
+    command = [sys.executable, "-m", "blockkd.cli", "compare", "--resume", str(request.folder.path), *slices]
+    seeds = ["--seeds", str(int(request.shared.seeds))]
+    return subprocess.Popen([*command, *seeds], stdout=subprocess.DEVNULL)
+
+
+def _report(request: Request) -> None:
+    """Write tables and figures of what is finished, and print the table."""
+    folder, jobs = request.folder, [job for job, _ in request.jobs]
+    jobs = [Job(TEACHER_NAME, int(request.shared.seed)), *jobs]
+    folder.gather(jobs)
+    rows: list[Row] = [result for job in jobs if (result := folder.result(job))]
+    finished = [row for row in rows if row["method"] != TEACHER_NAME]
+    if finished:
+        comparison = summarise(rows, published=_published(request.entries))
+        images = len(request.shared.data.parts.test)
+        write_csv(folder.path / TABLE, comparison_rows(comparison))
+        footer = {"command": stored_command(folder), **_settings(request), **environment()}
+        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, test_images=images))
+        comparison_figure(comparison, rows, folder.path / FIGURE)
+        print_table(comparison_table(comparison, images))
+        _print_settings(request)
+    left = len(request.jobs) - len(finished)
+    if left:
+        print(f"\n{left} of {len(request.jobs)} students are not finished; go on with:")
+        print(f"blockkd compare --resume {folder.path}")
+    else:
+        print(f"\nThe comparison lies in {folder.path}: {TABLE}, {TEXT}, {FIGURE}.")
+
+
+def _published(entries: Sequence[Entry]) -> dict[str, Published]:
+    """Published numbers of the pair whose recipes are compared; none where these are a user's own."""
+    pairs = {tuple(entry.origin.split("/")[:-1]) for entry in entries}
+    if len(pairs) != 1 or len(pair := pairs.pop()) != 2:
+        return {}
+    return published(*pair)
+
+
+def _settings(request: Request) -> dict[str, str]:
+    """What a reader must know beside the method: seeds, epochs, and every setting that is not the same for all."""
+    settings = differing_settings(request.parser, request.entries)
+    said = {
+        option: ", ".join(f"{name} {value}" for name, value in by_line.items()) for option, by_line in settings.items()
+    }
+    return {"seeds": ", ".join(str(seed) for seed in sorted({job.seed for job, _ in request.jobs})), **said}
+
+
+def _print_settings(request: Request) -> None:
+    settings = differing_settings(request.parser, request.entries)
+    if settings:
+        print(f"\nNot the same for all: {', '.join(settings)} (see {request.folder.path / TEXT}).")
+
+
+def _run_name(recipes: Sequence[str]) -> str:
+    first = recipes[0]
+    return first.rpartition("/")[0] if first.count("/") == 2 else Path(first).stem
