@@ -300,6 +300,14 @@ BAD = {
         ["distill", "--student", "{class_path: textwrap.dedent, init_args: {text: ' x'}}"],
         "--student: textwrap.dedent cannot be named in a recipe",
     ),
+    "a function for later": (
+        [
+            "distill",
+            "--scheduler",
+            "{class_path: torch.optim.lr_scheduler.LambdaLR, init_args: {lr_lambda: textwrap.dedent}}",
+        ],
+        "--scheduler.init_args.lr_lambda: textwrap.dedent cannot be named in a recipe",
+    ),
     "a class of another kind": (
         ["distill", "--student", "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"],
         "--student",

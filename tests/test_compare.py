@@ -1,20 +1,23 @@
 """``blockkd compare``: shared teacher, data and seeds; slices of time; several processes; what is left behind."""
 
-import os
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from torch import Tensor
 
 from blockkd.cli import main
+from blockkd.commands.compare import _published
+from blockkd.commands.entries import Entry
 from blockkd.commands.slices import Deadline
 from blockkd.data import Digits, LabelledImages
 from blockkd.data.images import Parts
+from blockkd.models.named import Named
 from blockkd.models.weights import read_state_dict
 from blockkd.runs import Job, RunFolder, read_csv
 from blockkd.training import DistillationModule
@@ -47,6 +50,8 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, method in METHODS.items():
         content = SMALL | FASTER | {"method": method, "beside": {}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    taught = {key: value for key, value in (SMALL | FASTER).items() if key in ("data", "teacher")}
+    (tmp_path / "kd_teacher.yaml").write_text(yaml.safe_dump({"base": "digits/teacher", **taught}))
     return [f"{name}.yaml" for name in METHODS]
 
 
@@ -117,9 +122,7 @@ def test_slices_of_time_give_what_one_run_gives(recipes: list[str], capsys: pyte
         assert {**whole, "seconds": 0} == {**sliced, "seconds": 0}
 
 
-def test_processes_share_the_work(recipes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    root = str(Path(__file__).parents[1])  # the other process finds the tests' dataset there
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *sys.path]))
+def test_processes_share_the_work(recipes: list[str]) -> None:
     assert main(["compare", *recipes, "--seeds", "2", "--output", "alone"]) == 0
     assert main(["compare", *recipes, "--seeds", "2", "--output", "together", "--processes", "2"]) == 0
     assert_same_students("alone", "together")
@@ -221,9 +224,12 @@ def test_a_deadline() -> None:
 BAD = {
     "nothing": ([], "no recipe is given"),
     "option first": (["--seeds", "2", "kd.yaml"], "no recipe is given"),
+    "one method for all": (["kd.yaml", "ours.yaml", "--method", "KD"], "--method would make all lines"),
+    "a run's own file": (["files.yaml"], "cannot be called 'metrics.csv'"),
+    "a name that is no text": (["numbers.yaml"], "cannot be called"),
     "unknown": (["cifar100/resnet56-resnet20/kdd"], "did you mean"),
     "twice": (["kd.yaml", "kd.yaml"], "two lines of the comparison are called 'kd'"),
-    "data": (["kd.yaml", "other.yaml"], "kd and other differ in data.init_args.batch_size"),
+    "data": (["kd.yaml", "other.yaml"], "kd.yaml and other.yaml differ in data.init_args.batch_size"),
     "minutes": (["kd.yaml", "--minutes", "0"], "--minutes is 0.0, expected more than 0"),
     "minutes word": (["kd.yaml", "--minutes", "ten"], "invalid float value: 'ten'"),
     "processes": (["kd.yaml", "--processes", "0"], "--processes is 0"),
@@ -238,6 +244,8 @@ BAD = {
 def test_bad_input_gets_one_sentence(case: str, recipes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert recipes
     Path("other.yaml").write_text("base: kd.yaml\ndata: {init_args: {batch_size: 32}}\n")
+    Path("files.yaml").write_text("base: kd.yaml\nbeside: {metrics.csv: {class_path: blockkd.KD}}\n")
+    Path("numbers.yaml").write_text("base: kd.yaml\nbeside: {5: {class_path: blockkd.KD}}\n")
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text("epochs: 3\n")
     before = sorted(str(path) for path in Path.cwd().rglob("*"))
@@ -248,6 +256,56 @@ def test_bad_input_gets_one_sentence(case: str, recipes: list[str], capsys: pyte
     assert expected in printed.err
     assert printed.err.count("\n") == 1
     assert sorted(str(path) for path in Path.cwd().rglob("*")) == before
+
+
+def test_a_comparison_is_no_run_of_distill(recipes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", recipes[1], "--output", "run", "--minutes", "1e-6"]) == 0
+    assert main(["evaluate", "run"]) == 2
+    assert "run holds a comparison; evaluate a student of it" in capsys.readouterr().err
+    assert main(["distill", "--resume", "run"]) == 2
+    assert "go on with blockkd compare --resume run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--trainer.precision", "bf16-mixed"], ["--trainer.gradient_clip_val", "1"]])
+def test_the_arithmetic_stays_when_a_comparison_goes_on(
+    option: list[str], recipes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", recipes[1], "--output", "run", "--minutes", "1e-6"]) == 0
+    assert main(["compare", "--resume", "run", *option]) == 2
+    assert "keeps its recipe" in capsys.readouterr().err
+
+
+def test_a_comparison_goes_on_from_another_folder(
+    recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["teach", "--config", "kd_teacher.yaml", "--output", "taught"]) == 0
+    weights = ["--teacher.weights", "taught/teacher.safetensors"]
+    assert main(["compare", recipes[1], *weights, "--output", "run", "--minutes", "1e-6"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["compare", "--resume", "../run"]) == 0
+
+
+@pytest.mark.parametrize("broken", ["", "{}", "[1]"])
+def test_a_damaged_result_is_named(broken: str, recipes: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", recipes[1], "--output", "run"]) == 0
+    Path("run/kd/seed_0/result.json").write_text(broken)
+    assert main(["compare", "--resume", "run"]) == 2
+    assert "result.json is damaged; delete it" in capsys.readouterr().err
+
+
+def test_published_numbers_stand_only_beside_what_they_belong_to(recipes: list[str]) -> None:
+    names = {"teacher": "resnet56", "student": "resnet20"}
+    for count, found in ((50_000, True), (49_999, False)):
+        data = SimpleNamespace(num_classes=100, parts=SimpleNamespace(train=range(count)))
+        teacher = SimpleNamespace(network=Named(names["teacher"]))
+        recipe = SimpleNamespace(data=data, teacher=teacher, student=Named(names["student"]))
+        entry = Entry("kd", "mine.yaml", Namespace(), recipe)  # type: ignore[arg-type, no-untyped-call]
+        assert bool(_published([entry])) is found
+        assert recipes
+    recipe.student = Named("resnet8")
+    assert not _published([entry])
 
 
 def test_a_resumed_comparison_keeps_its_recipes(recipes: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,13 +66,16 @@ def test_every_pair_has_the_fields_settings(pair: str) -> None:
         distance = recipes[method]["method"]["init_args"]["distance"]["init_args"]
         assert distance == {"alpha": 1.0, "beta": dkd, "temperature": 4.0}
     assert recipes["dkd"]["method"]["init_args"]["warmup_epochs"] == 20
-    assert recipes["review_kd"]["method"]["init_args"] == {"beta": review}
+    assert recipes["review_kd"]["method"]["init_args"]["beta"] == review
 
 
 def test_standardized_dkd_keeps_what_the_pair_asks_for() -> None:
     method = compose("cifar100/vgg13-vgg8/dkd_standardized")["method"]["init_args"]
+    assert method["beta"] == 15.0
+    assert method["distance"]["init_args"] == {"alpha": 1.0, "beta": 2.0, "temperature": 2.0, "standardized": True}
+    method = compose("cifar100/resnet32x4-resnet8x4/dkd_standardized")["method"]["init_args"]
     assert method["beta"] == 9.0
-    assert method["distance"]["init_args"] == {"alpha": 1.0, "beta": 6.0, "temperature": 2.0, "standardized": True}
+    assert method["distance"]["init_args"] == {"alpha": 1.0, "beta": 8.0, "temperature": 2.0, "standardized": True}
 
 
 def test_imagenet_has_its_own_settings() -> None:
@@ -101,6 +104,19 @@ def test_a_recipe_of_ones_own_rests_on_a_composed_one(tmp_path: Path) -> None:
     assert recipe["epochs"] == 3
     assert recipe["method"]["init_args"]["alpha"] == 0.5
     assert recipe["method"]["init_args"]["beta"] == 0.9
+
+
+def test_a_pair_of_ones_own_takes_every_method(tmp_path: Path) -> None:
+    pair = tmp_path / "mine.yaml"
+    pair.write_text("base: cifar100/base\nstudent: resnet14\nmethods:\n  dkd: {method.distance.beta: 3.0}\n")
+    recipe = compose(f"{pair}/dkd")
+    assert recipe["student"]["init_args"] == {"name": "resnet14"}
+    assert recipe["method"]["init_args"]["distance"]["init_args"]["beta"] == 3.0
+    assert compose(f"{pair}/kd")["method"]["class_path"] == "blockkd.KD"
+    with pytest.raises(InvalidInputError, match="there is no method 'dkdd' to put on"):
+        compose(f"{pair}/dkdd")
+    with pytest.raises(InvalidInputError, match="not which one it is for"):
+        compose(str(pair))
 
 
 def test_the_resolved_text_is_plain_yaml() -> None:

@@ -96,11 +96,11 @@ class Vectors(nn.Module):
 
 
 class Sequences(nn.Module):
-    """Of (B, L, D) a batch norm takes L for the channels, and here L = D."""
+    """Of (B, L, D) a batch norm takes L for the channels; here L = 3."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear, self.norm, self.head = nn.Linear(256, 3), nn.BatchNorm1d(3), nn.Linear(3, 5)
+        self.linear, self.norm, self.head = nn.Linear(256, width), nn.BatchNorm1d(3), nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.linear(x.flatten(2))).mean(1))
@@ -139,7 +139,8 @@ NOT_FOLDED = {
     "batch statistics": lambda: Net(conv(), nn.BatchNorm2d(8, track_running_stats=False)),
     "weight norm": lambda: Net(weight_norm(conv()), nn.BatchNorm2d(8)),
     "standardised weights": lambda: Net(Standardised(8, 8, 3), nn.BatchNorm2d(8)),
-    "sequences": Sequences,
+    "sequences": lambda: Sequences(3),
+    "sequences of another width": lambda: Sequences(4),
 }
 
 
@@ -165,12 +166,21 @@ def test_what_cannot_be_folded_comes_back_as_an_equal_copy(make) -> None:
 
 
 @pytest.mark.parametrize("hooked", ["layer", "norm"])
-def test_hooks_stay_alive(hooked: str) -> None:
+@pytest.mark.parametrize("factor", [1, 2])
+def test_hooks_stay_alive(hooked: str, factor: int) -> None:
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: tuple[Tensor], output: Tensor) -> Tensor:
+        seen.append(output)
+        return output * factor
+
     network = lively(Net(conv(), nn.BatchNorm2d(8)))
-    getattr(network, hooked).register_forward_hook(lambda _module, _args, output: output * 2)
+    getattr(network, hooked).register_forward_hook(hook)
     folded = fold_batch_norm(network, X)
-    assert norms(folded) == 1
-    assert torch.equal(folded(X), network(X))
+    seen.clear()
+    expected = network(X)
+    assert torch.equal(folded(X), expected)
+    assert torch.equal(*seen)  # called by both, with the same
 
 
 def test_the_original_stays_as_it_is_bit_for_bit() -> None:

@@ -7,7 +7,7 @@ of the stepping stones, which go through the teacher with gradients.
 
 import copy
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeGuard
@@ -89,17 +89,16 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[Layer, _BatchNorm]
         return []
     nodes = [node for node in recorded.graph.nodes if node.op == "call_module"]
     read = {str(node.target).rpartition(".")[0] for node in recorded.graph.nodes if node.op == "get_attr"}
-    once = {target for target, count in Counter(node.target for node in nodes).items() if count == 1} - read
     found = []
     for node in nodes:
         before = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else node
-        if before.op != "call_module" or list(before.users) != [node] or not {node.target, before.target} <= once:
+        if before.op != "call_module" or list(before.users) != [node] or {node.target, before.target} & read:
             continue
         layer, norm = (network.get_submodule(str(n.target).removeprefix(f"{ROOT}.")) for n in (before, node))
-        shape = recorded.facts[before].shape
-        # Of a linear layer's sequences (B, L, D) batch norm takes L for the channels.
-        known = isinstance(layer, Layer) and shape is not None and len(shape) == layer.weight.ndim
-        if known and _has_statistics(norm) and _untouched(layer) and _untouched(norm):
+        shape = recorded.facts[before].shape  # of a linear layer's sequences (B, L, D) a norm takes L for the channels
+        if not isinstance(layer, Layer) or shape is None or len(shape) != layer.weight.ndim:
+            continue
+        if _has_statistics(norm) and _untouched(layer) and _untouched(norm):
             found.append((layer, norm))
     return found
 
@@ -170,8 +169,8 @@ def _proven(network: nn.Module, folds: Sequence[_Fold], example: Tensor) -> list
     """Those folds that give on the example what layer and norm gave, each compared as the forward passes it.
 
     This sorts out layers with a forward of their own in which the weights are not simply multiplied (standardised
-    or quantised ones), norms with more to them than children that run one after the other, and modules that a
-    submodule which could not be followed calls as well.
+    or quantised ones), norms with more to them than children that run one after the other, and modules that are called
+    more than once.
     """
     waiting: dict[_Fold, list[Tensor]] = {fold: [] for fold in folds}
     verdicts: dict[_Fold, list[bool]] = {fold: [] for fold in folds}

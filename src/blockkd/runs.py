@@ -81,10 +81,14 @@ class RunFolder:
     def create(self, recipe: str, overwrite: bool = False) -> None:
         """Make the folder for a new run of ``recipe`` (YAML text); see ``check_free``."""
         self.check_free(overwrite)
-        if self.path.is_dir():
+        if self.path.is_dir() and overwrite:
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
-        write_text(self.path / RECIPE, recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self.path / RECIPE).open("x", encoding="utf-8") as file:  # of two that start at once, one goes on
+                file.write(recipe)
+        except FileExistsError:
+            self.check_free(overwrite=False)
 
     def job_folder(self, job: Job) -> Path:
         """Where the job keeps its files; made on first use."""
@@ -129,7 +133,13 @@ class RunFolder:
         path = self.path / job.method / f"seed_{job.seed}" / "result.json"
         if not path.is_file():
             return None
-        result: Row = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            result: Row = json.loads(path.read_text(encoding="utf-8"))
+            complete = result["method"] == job.method and "test_accuracy" in result
+        except (ValueError, TypeError, KeyError):
+            complete = False
+        if not complete:
+            raise RunFolderError(f"{path} is damaged; delete it, and the job is done again")
         return result
 
     def metrics(self, jobs: Iterable[Job]) -> list[Row]:

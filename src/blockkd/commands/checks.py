@@ -58,6 +58,11 @@ def method_class(factory: MethodFactory) -> type[Distiller]:
     return next((found for found in classes if issubclass(found, Distiller)), Distiller)
 
 
+def is_job_name(name: object) -> bool:
+    """Whether a method can be called so: it names a folder beside the run's own files, which all have a point."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name) is not None
+
+
 def check_teaching(recipe: TeachRecipe) -> nn.Module:
     """Check data, trainer and teacher.
 
@@ -96,7 +101,7 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
     student = build_network(recipe.student, "student")
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
     for name, factory in methods.items():
-        if name == TEACHER_NAME or not re.fullmatch(r"\w[\w.-]*", name):
+        if name == TEACHER_NAME or not is_job_name(name):
             raise InvalidInputError(
                 f"a method cannot be called {name!r}: its name names a folder; use letters, digits, - and _"
             )

@@ -22,7 +22,8 @@ def check_class_paths(config: Any, option: str = "") -> None:
     """Look at every class path of a parsed recipe, however deep.
 
     jsonargparse compares a class with the type that an option asks for only where it is a bare string; behind
-    ``class_path`` it would call any function with the arguments beside it.
+    ``class_path`` it would call any function with the arguments beside it. A bare string may also name a function, to
+    be called later: of these only the package's own are accepted, such as ``blockkd.connector``.
 
     Args:
         config: a parsed recipe, or a part of it.
@@ -33,7 +34,11 @@ def check_class_paths(config: Any, option: str = "") -> None:
             optimizer or learning rate schedule.
     """
     content = vars(config) if isinstance(config, Namespace) else config
+    if isinstance(content, list | tuple):
+        content = {str(place): value for place, value in enumerate(content)}
     if not isinstance(content, dict):
+        if callable(content) and not _is_ours(content):
+            raise not_to_be_named(f"{content.__module__}.{content.__qualname__}", option)
         return
     path = content.get("class_path")
     if isinstance(path, str) and not _is_class(path):
@@ -48,6 +53,10 @@ def not_to_be_named(path: str, option: str) -> InvalidInputError:
         f"--{option}: {path} cannot be named in a recipe; expected a network, dataset, method, logit distance, "
         "optimizer or learning rate schedule, by its class path"
     )
+
+
+def _is_ours(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] == "blockkd"
 
 
 def _is_class(path: str) -> bool:

@@ -1,6 +1,7 @@
 """``blockkd compare``: several recipes over the same teacher, data and seeds, in slices of time if need be."""
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -35,12 +36,15 @@ from blockkd.comparison import summarise
 from blockkd.comparison_figure import comparison_figure
 from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
 from blockkd.environment import environment
-from blockkd.published import Published, published
+from blockkd.models.named import Named
+from blockkd.published import Published, published, published_pairs
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import Job, Row, RunFolder, write_csv, write_text
 from blockkd.training import DivergedError
 
 TABLE, TEXT, FIGURE = "comparison.csv", "comparison.md", "comparison.png"
+# How many classes and training images the published numbers of a task belong to.
+PUBLISHED_ON = {"cifar100": (100, 50_000), "imagenet": (1000, 1_281_167)}
 DESCRIPTION = (
     "Train students by several recipes, or by one recipe and the methods beside it, with the same teacher, data order "
     "and seeds, and put the results side by side. The recipes come first, then options that hold for all of them: "
@@ -61,7 +65,6 @@ class Request:
         processes: how many work on it, this one included.
         resumed: whether the folder is there already.
         overwrite: whether a run that is in the folder may be deleted.
-        options: that came beside the recipes, for further processes.
     """
 
     parser: ArgumentParser
@@ -71,7 +74,6 @@ class Request:
     processes: int
     resumed: bool
     overwrite: bool
-    options: list[str]
 
     @property
     def shared(self) -> DistillRecipe:
@@ -146,7 +148,7 @@ def _request(argv: Sequence[str]) -> Request:
             folder.check_free(given.overwrite)
     deadline = Deadline(given.minutes)
     resumed = given.resume is not None
-    return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite, options)
+    return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite)
 
 
 def _train(request: Request, command: str) -> None:
@@ -159,23 +161,25 @@ def _train(request: Request, command: str) -> None:
     helpers = [_helper(request) for _ in range(request.processes - 1)]
     try:
         with progress_lines(Console(stderr=True)) as progress:
-            _work(request, loaded, Workplace(folder, progress, request.deadline))
+            diverged = _work(request, loaded, Workplace(folder, progress, request.deadline))
         codes = [helper.wait() for helper in helpers]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: blockkd compare --resume {folder.path}") from None
     finally:
         for helper in helpers:
             helper.terminate()
+    if diverged:
+        raise DivergedError(f"the loss of {len(diverged)} students is not finite: {'; '.join(diverged)}")
     if any(codes):
-        raise InvalidInputError(f"a process that trained beside this one ended with exit code {max(codes)}")
+        raise DivergedError(f"a process that trained beside this one ended with exit code {max(codes)}; see above")
 
 
-def _work(request: Request, loaded: nn.Module, place: Workplace) -> None:
-    """Train what is not yet trained, until time runs out. A student that diverges does not keep the others waiting."""
+def _work(request: Request, loaded: nn.Module, place: Workplace) -> list[str]:
+    """Train what is not yet trained, until time runs out; the students that diverged, which keep no others waiting."""
     diverged: list[str] = []
     teacher = run_teacher(request.shared, loaded, place)
     if teacher is None:
-        return
+        return diverged
     for job, entry in request.jobs:
         try:
             if not run_student(job, entry.recipe.method, entry.recipe, teacher, place):
@@ -183,17 +187,17 @@ def _work(request: Request, loaded: nn.Module, place: Workplace) -> None:
         except DivergedError as error:
             warnings.warn(f"{error}", stacklevel=1)
             diverged.append(str(job))
-    if diverged:
-        raise DivergedError(f"the loss of {len(diverged)} students is not finite: {'; '.join(diverged)}")
+    return diverged
 
 
 def _helper(request: Request) -> "subprocess.Popen[bytes]":
     """Another process that works on the folder until the same deadline."""
     left = request.deadline.minutes_left()
     slices = [] if left is None else ["--minutes", str(left)]
-    command = [sys.executable, "-m", "blockkd.cli", "compare", "--resume", str(request.folder.path), *slices]
+    command = [sys.executable, "-P", "-m", "blockkd.cli", "compare", "--resume", str(request.folder.path), *slices]
     seeds = ["--seeds", str(int(request.shared.seeds))]
-    return subprocess.Popen([*command, *seeds], stdout=subprocess.DEVNULL)
+    same_imports = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.Popen([*command, *seeds], stdout=subprocess.DEVNULL, env=same_imports)
 
 
 def _report(request: Request) -> None:
@@ -221,11 +225,20 @@ def _report(request: Request) -> None:
 
 
 def _published(entries: Sequence[Entry]) -> dict[str, Published]:
-    """Published numbers of the pair whose recipes are compared; none where these are a user's own."""
-    pairs = {tuple(entry.origin.split("/")[:-1]) for entry in entries}
-    if len(pairs) != 1 or len(pair := pairs.pop()) != 2:
-        return {}
-    return published(*pair)
+    """Published numbers of the pair that is compared; none for other networks, or data of other classes or sizes."""
+    for task, pair in published_pairs():
+        teacher, student = (name.rpartition("/")[2] for name in pair.split("-"))
+        if all(_is_pair(entry.recipe, teacher, student) for entry in entries) and PUBLISHED_ON[task] == (
+            entries[0].recipe.data.num_classes,
+            len(entries[0].recipe.data.parts.train),
+        ):
+            return published(task, pair)
+    return {}
+
+
+def _is_pair(recipe: DistillRecipe, teacher: str, student: str) -> bool:
+    networks = zip((recipe.teacher.network, recipe.student), (teacher, student), strict=True)
+    return all(isinstance(network, Named) and network.name.rpartition("/")[2] == name for network, name in networks)
 
 
 def _settings(request: Request) -> dict[str, str]:

@@ -41,18 +41,31 @@ def compose(name_or_path: str) -> Recipe:
     """The recipe with all that it rests on.
 
     Args:
-        name_or_path: what ends in .yaml or .yml is a path, all else the name of a recipe in the package.
+        name_or_path: what ends in .yaml or .yml is a path, ``PATH.yaml/METHOD`` a pair of one's own and one of the
+            package's methods, all else the name of a recipe in the package.
 
     Raises:
         InvalidInputError: there is no such recipe (the message gives the nearest names), or a file is missing, is not
             YAML, or is its own base.
     """
     recipe = _compose(name_or_path, ())
-    recipe.pop(METHODS, None)  # the wishes for methods that this recipe does not use
+    if METHODS in recipe:
+        raise InvalidInputError(
+            f"{name_or_path} says under '{METHODS}' what it asks of methods, but not which one it is for; put the "
+            f"method behind its name: {name_or_path}/METHOD"
+        )
     for place, key in ((recipe, "student"), (recipe.get("teacher"), "network")):
         if isinstance(place, dict) and _is_network_name(place.get(key)):
             place[key] = {CLASS: NAMED, "init_args": {"name": place[key]}}
     return recipe
+
+
+def is_plain(name_or_path: str) -> bool:
+    """Whether this is one file, and not a pair with a method behind it."""
+    own_pair = name_or_path.rpartition("/")[0].endswith(SUFFIXES)
+    return not own_pair and (
+        name_or_path.endswith(SUFFIXES) or name_or_path in _parts() or name_or_path.count("/") != 2
+    )
 
 
 def networks_by_name(argv: Sequence[str]) -> list[str]:
@@ -91,7 +104,7 @@ def _is_network_name(value: object) -> bool:
 
 
 def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
-    if not name_or_path.endswith(SUFFIXES) and name_or_path not in _parts() and name_or_path.count("/") == 2:
+    if not is_plain(name_or_path):
         return _compose_pair(name_or_path, above)
     path = _find(name_or_path)
     if path in above:
@@ -100,16 +113,20 @@ def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
     base = content.pop(BASE, None)
     if base is None:
         return content
-    if base.endswith(SUFFIXES):
+    if base.endswith(SUFFIXES) or base.rpartition("/")[0].endswith(SUFFIXES):
         base = str(path.parent / base)
     return merge(_compose(base, (*above, path)), content)
 
 
 def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
-    if name not in recipe_names():
+    pair, _, method = name.rpartition("/")
+    if not pair.endswith(SUFFIXES) and name not in recipe_names():
         raise _unknown(name)
-    task, pair, method = name.split("/")
-    recipe = merge(_compose(f"{task}/{PAIRS}/{pair}", above), _compose(f"{METHODS}/{method}", above))
+    if f"{METHODS}/{method}" not in _parts():
+        methods = [part.rpartition("/")[2] for part in _parts() if part.startswith(f"{METHODS}/")]
+        raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, methods)}")
+    pair = pair if pair.endswith(SUFFIXES) else f"/{PAIRS}/".join(pair.split("/"))
+    recipe = merge(_compose(pair, above), _compose(f"{METHODS}/{method}", above))
     for option, value in recipe.pop(METHODS, {}).get(method, {}).items():
         _set(recipe, option, value)
     return recipe

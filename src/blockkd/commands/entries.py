@@ -9,8 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
-from blockkd.commands.checks import check_distilling
-from blockkd.commands.composing import SUFFIXES
+from blockkd.commands.checks import check_distilling, is_job_name
+from blockkd.commands.composing import SUFFIXES, is_plain
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_unchanged, flat
 from blockkd.commands.parsing import parse, recipe_text
@@ -50,9 +50,15 @@ def read_entries(parser: ArgumentParser, recipes: Sequence[str], options: Sequen
         InvalidInputError: a recipe cannot be used, two lines have one name, or the recipes do not share what a fair
             comparison shares.
     """
+    own = [option for option in options if option.partition("=")[0] in ("--config", "--method", "--method.class_path")]
+    if own:
+        raise InvalidInputError(
+            f"{own[0]} would make all lines of the comparison one; give recipes in front of the options"
+        )
     configs: dict[str, tuple[str, Namespace]] = {}
-    for origin in recipes:
-        whole = parse(parser, [f"--config={origin}", *options])
+    wholes = [(origin, parse(parser, [f"--config={origin}", *options])) for origin in recipes]
+    _check_shared(parser, wholes)
+    for origin, whole in wholes:
         beside = whole["beside"] or {}
         name = method_name(whole["method"]["class_path"]) if beside else _name(origin, whole)
         for line, method in ((name, whole["method"]), *beside.items()):
@@ -64,7 +70,6 @@ def read_entries(parser: ArgumentParser, recipes: Sequence[str], options: Sequen
             config = whole.clone()
             config["method"], config["beside"] = method, {}
             configs[line] = (origin, config)
-    _check_shared(parser, configs)
     return _build(parser, configs)
 
 
@@ -74,9 +79,8 @@ def stored_entries(parser: ArgumentParser, folder: RunFolder, options: Sequence[
     Raises:
         InvalidInputError: the folder holds another kind of run, or the options would change the comparison.
     """
-    content = yaml.safe_load((folder.path / RECIPE).read_text(encoding="utf-8"))
-    lines = content.get("compare") if isinstance(content, dict) else None
-    if not isinstance(lines, dict):
+    lines = _stored(folder).get("compare")
+    if not isinstance(lines, dict) or not lines or not all(is_job_name(name) for name in lines):
         raise InvalidInputError(f"{folder.path} holds no comparison; go on with blockkd distill --resume {folder.path}")
     configs: dict[str, tuple[str, Namespace]] = {}
     for name, origin in lines.items():
@@ -102,7 +106,15 @@ def entries_text(entries: Sequence[Entry], command: str) -> str:
 
 def stored_command(folder: RunFolder) -> str:
     """The command that began the comparison in the folder."""
-    return str(yaml.safe_load((folder.path / RECIPE).read_text(encoding="utf-8"))["command"])
+    return str(_stored(folder).get("command"))
+
+
+def _stored(folder: RunFolder) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load((folder.path / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInputError(f"cannot read {folder.path / RECIPE}: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def check_entries(entries: Sequence[Entry]) -> nn.Module:
@@ -126,13 +138,15 @@ def _name(origin: str, config: Namespace) -> str:
     if origin.endswith(SUFFIXES):
         path = Path(origin)
         return path.absolute().parent.name if path.name == RECIPE else path.stem
-    return origin.split("/")[-1] if origin.count("/") == 2 else method_name(config["method"]["class_path"])
+    return (
+        origin.split("/")[-1] if "/" in origin and not is_plain(origin) else method_name(config["method"]["class_path"])
+    )
 
 
-def _check_shared(parser: ArgumentParser, configs: Mapping[str, tuple[str, Namespace]]) -> None:
-    (first, (_, reference)), *others = configs.items()
+def _check_shared(parser: ArgumentParser, configs: Sequence[tuple[str, Namespace]]) -> None:
+    (first, reference), *others = configs
     expected = flat(parser, reference, OWN_OPTIONS)
-    for name, (_, config) in others:
+    for name, config in others:
         got = flat(parser, config, OWN_OPTIONS)
         different = [
             option

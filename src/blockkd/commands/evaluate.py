@@ -97,6 +97,11 @@ def _recipe_of_run(folder: Path, argv: Sequence[str]) -> tuple[Namespace, TeachR
     with user_input():
         recipe = RunFolder.open(folder).path / RECIPE
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and "compare" in content:
+        raise InvalidInputError(
+            f"{folder} holds a comparison; evaluate a student of it by its own recipe, such as blockkd evaluate "
+            f"{folder}/kd/seed_0/{STUDENT} --config {folder}/kd/{RECIPE}"
+        )
     return _read([f"--config={recipe}", *argv], isinstance(content, dict) and "student" in content)
 
 

@@ -20,7 +20,14 @@ from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
 R = TypeVar("R", bound=TeachRecipe)
 
 FOLDER_OPTIONS = ("output", "overwrite", "resume")
-_MAY_CHANGE_ON_RESUME = ("seeds", "trainer.", "minutes", "processes")
+_MAY_CHANGE_ON_RESUME = (
+    "seeds",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "minutes",
+    "processes",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def add_folder_options(parser: ArgumentParser, default: str) -> None:
     group.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with the run in this folder, by its own recipe; --seeds and --trainer may change",
+        help="go on with the run in this folder, by its own recipe; --seeds and the devices may change",
     )
 
 
@@ -121,6 +128,8 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
         folder = RunFolder.open(options.resume)
     except RunFolderError as error:
         raise InvalidInputError(f"{error}") from error
+    if (folder.path / RECIPE).read_text(encoding="utf-8").startswith("command: "):
+        raise InvalidInputError(f"{folder.path} holds a comparison; go on with blockkd compare --resume {folder.path}")
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
     check_unchanged(parser, stored, config)

@@ -14,6 +14,7 @@ from torch import nn
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
+from blockkd.commands.errors import user_input
 from blockkd.commands.fitting import accuracy, fit
 from blockkd.commands.recipe import (
     DistillRecipe,
@@ -32,6 +33,7 @@ from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, Job, Row, RunFolder
 from blockkd.training import DistillationModule, DivergedError
 
 MIB = 2**20
+COST_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     with folder.claim(job, wait=True):  # other processes need it too
         done = folder.result(job)
         if done is not None:
-            teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
+            with user_input("cannot go on with the run's teacher"):
+                teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
         else:
             seed_everything(recipe.seed, verbose=False)
             trained = recipe.teacher.weights is not None
@@ -125,7 +128,6 @@ def _module(
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
     """Train, and measure what came of it; None when time ran out."""
     data, trainer = recipe.data, recipe.trainer
-    costs_of_step = _step_costs(module.distiller, data) if epochs else {}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     rows: list[Row] = []
@@ -136,8 +138,10 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
             raise DivergedError(f"{job}: {error}") from error
         if len(rows) < epochs:
             return None
-    if torch.cuda.is_available():
-        costs_of_step["peak_memory_mib"] = torch.cuda.max_memory_allocated() / MIB
+    peak = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
+    costs_of_step = _step_costs(module.distiller.cpu(), data) if epochs else {}
+    if epochs and torch.cuda.is_available():
+        costs_of_step["peak_memory_mib"] = peak
     network = module.distiller.student
     result: Row = {"method": job.method, "seed": job.seed, "epochs": epochs}
     if data.watched == "val":
@@ -171,8 +175,8 @@ def _best(job: Job, module: DistillationModule, recipe: TeachRecipe, rows: list[
 
 
 def _step_costs(distiller: Distiller, data: ImageData) -> Row:
-    """Of one training step on a full batch."""
-    images = data.example(data.batch_size)
+    """Of one training step, on a batch of at most 64 images: most of it grows in proportion, and memory is finite."""
+    images = data.example(min(data.batch_size, COST_IMAGES))
     labels = data.parts.test.labels[: len(images)]
     context = {"indices": torch.arange(len(images))} if distiller.needs_indices else {}
     return {

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -46,6 +47,7 @@ _KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what i
     "scheduler": ("scheduler", LRScheduler),
     "distance": ("logit distance", LogitDistance),
 }
+IN_FOLDER = "transformers/"  # behind it the name on the hub, or a folder
 _WRONG_CLASS = re.compile(
     r"Expected a dot import path string: (\S+)|Unexpected import path format: (\S+)|"
     r"No module named '?([\w.]+)|cannot import name '?(\w+)|has no attribute '(\w+)'"
@@ -92,7 +94,27 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     except ArgumentError as error:
         raise InvalidInputError(_explain(parser, str(error))) from error
     check_class_paths(config)
+    make_paths_absolute(config)
     return config
+
+
+def make_paths_absolute(config: Any) -> None:
+    """Write out relative paths to files and folders that are there, so that a run goes on from anywhere."""
+    content = vars(config) if isinstance(config, Namespace) else config
+    if not isinstance(content, dict):
+        return
+    for name, value in content.items():
+        if not isinstance(value, str):
+            make_paths_absolute(value)
+        elif (name == "weights" and Path(value).is_file()) or (name == "path" and Path(value).expanduser().is_dir()):
+            content[name] = str(Path(value).expanduser().absolute())
+        elif name == "name" and value.startswith(IN_FOLDER) and Path(value.removeprefix(IN_FOLDER)).is_dir():
+            content[name] = IN_FOLDER + str(Path(value.removeprefix(IN_FOLDER)).absolute())
+
+
+def explain(parser: ArgumentParser, message: str) -> str:
+    """What jsonargparse says of an argument → one plain sentence."""
+    return _explain(parser, message)
 
 
 def recipe_text(parser: ArgumentParser, config: Namespace, leave_out: Sequence[str] = ()) -> str:
@@ -176,7 +198,7 @@ def _options(parser: ArgumentParser) -> list[str]:
         for action in parser._actions
         if action.help != argparse.SUPPRESS
         for option in action.option_strings
-        if option.startswith("--") and not option.endswith(".help")
+        if option.startswith("--") and not option.endswith(("help", "+"))
     ]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
         path, revision = str(folder), None
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):  # no name on the hub either
         raise ValueError(f"there is no folder {path!r}; path is a folder, or a name on the hub like uoft-cs/cifar100")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(path, name=subset, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

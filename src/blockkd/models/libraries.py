@@ -54,13 +54,15 @@ def from_transformers(name: str, num_classes: int, pretrained: bool, options: di
     """The image classifier in the local folder or on the hub that is called ``name``; see ``create_model``."""
     transformers = _library("transformers", name)
     revision = options.pop("revision", None)
+    if {"trust_remote_code", "code_revision"} & options.keys():
+        raise ValueError("code that comes with a network is never run: leave out trust_remote_code and code_revision")
     if "in_channels" in options:
         options["num_channels"] = options.pop("in_channels")
     folder = Path(name).expanduser()
     where = str(folder) if folder.is_dir() else name
     try:
         config, unknown = transformers.AutoConfig.from_pretrained(
-            where, revision=revision, return_unused_kwargs=True, **options
+            where, revision=revision, return_unused_kwargs=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -73,7 +75,7 @@ def from_transformers(name: str, num_classes: int, pretrained: bool, options: di
         config.num_labels = num_classes
     build = transformers.AutoModelForImageClassification
     # Both would otherwise take the number format from the checkpoint, in which training may not be possible.
-    settings = {"config": config, "dtype": torch.float32}
+    settings = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
     try:
         if not pretrained:
             return returning_logits(build.from_config(**settings))
