@@ -15,6 +15,7 @@ COMMANDS = {
     "distill": "train a teacher and distil it into a student, by several methods side by side",
     "teach": "train a teacher by itself",
     "compare": "train students by several recipes over the same teacher, data and seeds, in slices of time",
+    "bench": "time a training step of every method, and check Block-KD's cost targets",
     "inspect": "show how both networks are cut, their connectors, and what each stone costs",
     "evaluate": "measure the accuracy of a run's student and teacher",
 }

@@ -141,6 +141,8 @@ def _draw_legend(axes: "Axes", students: Sequence[Summary], baseline: str | None
 
 
 def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, height: float) -> None:
+    from matplotlib.ticker import LogLocator
+
     by_flops = all(summary.relative_flops is not None for summary in students)
     costs = [summary.relative_flops or 0.0 if by_flops else summary.seconds.mean for summary in students]
     for summary, x in zip(students, costs, strict=True):
@@ -150,7 +152,8 @@ def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, 
         axes.errorbar(x, mean, interval, deviation, color=colour, alpha=0.5, linewidth=1, capsize=2)
         axes.plot(x, mean, "o", color=colour, markersize=5, zorder=4 if summary.method == baseline else 3)
     if min(costs) > 0 and max(costs) / min(costs) > WIDE:
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=[])  # ticks at 1, 2 and 5, each with its number; none between
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
     flops = f"FLOPs of a training step, in units of {baseline}'s"
     axes.set(

@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "blockkd": _version("blockkd"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()}",
     }
     if torch.cuda.is_available():

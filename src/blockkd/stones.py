@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from blockkd.blocks import Blocks
+from blockkd.frozen import lean_backward
 
 Stones = Literal["all", "last"] | Sequence[int]
 
@@ -40,13 +41,14 @@ def stone_logits(
     check_stones(list(connected), len(teacher), first=0)
     joined: list[int] = []
     sweep: Tensor | None = None
-    for i in range(len(teacher) + 1):
-        if i > 0 and sweep is not None:
-            sweep = teacher.blocks[i - 1](sweep, **_repeated(context, len(joined)))
-        if i in connected:
-            sweep = connected[i] if sweep is None else torch.cat([sweep, connected[i]])
-            joined.append(i)
-    logits: Tensor = teacher.classifier(sweep, **_repeated(context, len(joined)))
+    with lean_backward(*connected.values()):
+        for i in range(len(teacher) + 1):
+            if i > 0 and sweep is not None:
+                sweep = teacher.blocks[i - 1](sweep, **_repeated(context, len(joined)))
+            if i in connected:
+                sweep = connected[i] if sweep is None else torch.cat([sweep, connected[i]])
+                joined.append(i)
+        logits: Tensor = teacher.classifier(sweep, **_repeated(context, len(joined)))
     return dict(zip(joined, logits.chunk(len(joined)), strict=True))
 
 

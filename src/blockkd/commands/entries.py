@@ -13,7 +13,7 @@ from blockkd.commands.checks import check_distilling, is_job_name
 from blockkd.commands.composing import SUFFIXES, is_plain
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_unchanged, flat
-from blockkd.commands.parsing import parse, recipe_text
+from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import DistillRecipe, method_name
 from blockkd.runs import RECIPE, RunFolder, write_text
 
@@ -59,6 +59,7 @@ def read_entries(parser: ArgumentParser, recipes: Sequence[str], options: Sequen
     wholes = [(origin, parse(parser, [f"--config={origin}", *options])) for origin in recipes]
     _check_shared(parser, wholes)
     for origin, whole in wholes:
+        make_paths_absolute(whole)
         beside = whole["beside"] or {}
         name = method_name(whole["method"]["class_path"]) if beside else _name(origin, whole)
         for line, method in ((name, whole["method"]), *beside.items()):
@@ -138,9 +139,7 @@ def _name(origin: str, config: Namespace) -> str:
     if origin.endswith(SUFFIXES):
         path = Path(origin)
         return path.absolute().parent.name if path.name == RECIPE else path.stem
-    return (
-        origin.split("/")[-1] if "/" in origin and not is_plain(origin) else method_name(config["method"]["class_path"])
-    )
+    return method_name(config["method"]["class_path"]) if is_plain(origin) else origin.rpartition("/")[2]
 
 
 def _check_shared(parser: ArgumentParser, configs: Sequence[tuple[str, Namespace]]) -> None:

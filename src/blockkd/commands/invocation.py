@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.parsing import parse, recipe_text
+from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import TeachRecipe
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
@@ -114,6 +114,7 @@ def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe:
         return _resumed(parser, options, rest)
     recipes = options.config or [default_recipe]
     config = parse(parser, [*(f"--config={name}" for name in recipes), *rest])
+    make_paths_absolute(config)
     folder = RunFolder(options.output or Path("runs") / _run_name(recipes[-1]))
     with user_input():
         folder.check_free(options.overwrite)

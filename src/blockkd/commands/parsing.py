@@ -94,7 +94,6 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     except ArgumentError as error:
         raise InvalidInputError(_explain(parser, str(error))) from error
     check_class_paths(config)
-    make_paths_absolute(config)
     return config
 
 
