@@ -88,6 +88,7 @@ class BlockKD(BlockwiseDistiller):
         self.stones = tuple(self.stone_weights)
         self.connect(self.stones, make_connector)
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.takes_recorded = beta > 0  # without L_distill nobody asks for the teacher's logits
         self.distance = distance if distance is not None else KL()
         self.cross_from_epoch = cross_from_epoch
         self._crossing = cross_from_epoch <= 0  # a bool, on which compiled code may hang; the epoch changes too often
@@ -101,13 +102,28 @@ class BlockKD(BlockwiseDistiller):
         if gamma and not self.stones:
             warnings.warn(f"gamma is {gamma} but there are no stones, so L_cross has no effect", stacklevel=2)
 
-    def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student``, ``task/stone_i``, ``distill/…`` and ``cross/…``."""
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Int[Tensor, " B"],
+        *,
+        recorded: Float[Tensor, "B K"] | None = None,
+        **context: Float[Tensor, "B ..."],
+    ) -> Losses:
+        """One batch → the losses ``task/student``, ``task/stone_i``, ``distill/…`` and ``cross/…``.
+
+        Args:
+            inputs: a batch ``(B, ...)``.
+            targets: labels ``(B,)``.
+            recorded: what the teacher has said of this batch before, ``(B, K)``, instead of running it whole; the
+                stones go through its blocks all the same.
+            context: further arguments of both networks.
+        """
         features, logits = self.student_features(inputs, **context)
         stones = self._stone_logits(features, **context)
         learners = {"student": logits} | {f"stone_{i}": stones[i] for i in stones}
         weights = {"student": 1.0} | {f"stone_{i}": self.stone_weights[i] for i in stones}
-        teacher = self.teacher_logits(inputs, **context) if self.beta else None
+        teacher = self.teacher_logits(inputs, recorded, **context) if self.beta else None
         check_logits(logits, targets, teacher, *stones.values())
 
         parts: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}

@@ -50,10 +50,13 @@ class Distiller(nn.Module, ABC):
             be folded away.
         needs_indices: whether ``forward`` wants to know which training samples it is given, as ``indices=`` of shape
             ``(B,)``.
+        takes_recorded: whether of the teacher's own forward pass ``forward`` needs the logits and nothing else, so that
+            they may be given to it as ``recorded=`` of shape ``(B, K)``.
     """
 
     reads_batch_norm: ClassVar[bool] = False
     needs_indices: bool = False
+    takes_recorded: bool = False
 
     def __init__(self, teacher: nn.Module | None, student: nn.Module) -> None:
         super().__init__()
@@ -82,14 +85,23 @@ class Distiller(nn.Module, ABC):
         del epochs
 
     @torch.no_grad()
-    def teacher_logits(self, inputs: Any, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
+    def teacher_logits(
+        self, inputs: Any, recorded: Float[Tensor, "B K"] | None = None, **context: Float[Tensor, "B ..."]
+    ) -> Float[Tensor, "B K"]:
         """The teacher's logits ``(B, K)``, without gradient.
+
+        Args:
+            inputs: a batch ``(B, ...)``.
+            recorded: what the teacher has said of this batch before; then it is not run.
+            context: further arguments of the teacher.
 
         Raises:
             TypeError: this method has no teacher.
         """
         if self.teacher is None:
             raise TypeError(f"{type(self).__name__} has no teacher")
+        if recorded is not None:
+            return recorded
         self._keep_teacher_frozen()
         logits: Tensor = self.teacher(inputs, **context)
         return logits

@@ -17,7 +17,7 @@ Row = dict[str, str | int | float]
 
 RECIPE, METRICS, RESULTS, FIGURE = "recipe.yaml", "metrics.csv", "results.csv", "figure.png"
 STUDENT, TEACHER, BEST = "student.safetensors", "teacher.safetensors", "best.safetensors"
-CHECKPOINT = "last.ckpt"
+CHECKPOINT, TEACHER_LOGITS = "last.ckpt", "teacher_logits"
 
 
 class RunFolderError(ValueError):

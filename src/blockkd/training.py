@@ -1,6 +1,6 @@
 """A Distiller under Lightning, which brings loop, devices, precision, checkpoints and loggers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
 from blockkd.distiller import Distiller
+from blockkd.recording import RecordedTeacher
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
-Batch = tuple[Any, Tensor] | tuple[Any, Tensor, Tensor]
+Batch = tuple[Any, Tensor] | tuple[Any, Tensor, Tensor] | tuple[Any, Tensor, Tensor, Tensor]
 
 
 class DivergedError(ArithmeticError):
@@ -40,6 +41,11 @@ class DistillationModule(LightningModule):
             out for validation, the test part can be watched; it chooses nothing.
         channels_last: keep images and networks in memory channel by channel of each pixel, which convolutions are
             often faster on; results change by rounding only.
+        recorded: takes the place of the teacher's own forward pass; batches must then say which images and which
+            views of them they hold.
+
+    Raises:
+        ValueError: there is a record, but the method needs more of the teacher than its logits.
     """
 
     def __init__(
@@ -49,10 +55,16 @@ class DistillationModule(LightningModule):
         scheduler: SchedulerFactory | None = None,
         watched: Literal["val", "test"] = "val",
         channels_last: bool = False,
+        recorded: RecordedTeacher | None = None,
     ) -> None:
         super().__init__()
+        if recorded is not None and not distiller.takes_recorded:
+            raise ValueError(
+                f"{type(distiller).__name__} needs more of its teacher than logits, so they cannot be recorded for it; "
+                "leave out recorded"
+            )
         self.distiller = distiller
-        self.watched, self.channels_last = watched, channels_last
+        self.watched, self.channels_last, self.recorded = watched, channels_last, recorded
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.train_accuracy = MulticlassAccuracy(average="micro")
         self.val_accuracy = MulticlassAccuracy(average="micro")
@@ -75,16 +87,21 @@ class DistillationModule(LightningModule):
         """Tell the method which epoch begins."""
         self.distiller.set_epoch(self.current_epoch)
 
+    def on_train_epoch_end(self) -> None:
+        """Put on disk what was recorded; Lightning writes the epoch's checkpoint after that."""
+        if self.recorded is not None:
+            self.recorded.flush()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        """One batch, inputs and labels and, if there are, the samples' indices → the loss to minimise.
+        """One batch, inputs and labels and, if there are, the samples' indices and views → the loss to minimise.
 
         Raises:
+            ValueError: there is a record, but the batch does not say which views it holds.
             DivergedError: a loss term is NaN or infinite.
         """
         del batch_idx
-        inputs, targets, *indices = self._laid_out(batch)
-        context = {"indices": indices[0]} if indices and self.distiller.needs_indices else {}
-        losses = self.distiller(inputs, targets, **context)
+        inputs, targets, *numbers = self._laid_out(batch)
+        losses = self.distiller(inputs, targets, **self._context(inputs, numbers))
         self._check_finite(losses.terms)
         size = len(targets)
         self.log("train/loss", losses.total, on_step=False, on_epoch=True, batch_size=size)
@@ -117,6 +134,18 @@ class DistillationModule(LightningModule):
         learners = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
         optimizer = self.make_optimizer(learners)
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def _context(self, inputs: Any, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
+        context = {"indices": numbers[0]} if numbers and self.distiller.needs_indices else {}
+        if self.recorded is not None:
+            if len(numbers) < 2:
+                raise ValueError(
+                    "the teacher is recorded, but the batch does not say which images and which views of them it "
+                    "holds: expected (inputs, labels, indices, views)"
+                )
+            indices, views, *_ = numbers
+            context["recorded"] = self.recorded.lookup(indices, views, inputs, self.distiller.teacher_logits)
+        return context
 
     def _laid_out(self, batch: Batch) -> tuple[Any, ...]:
         inputs, *rest = batch

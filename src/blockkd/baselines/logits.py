@@ -47,6 +47,8 @@ class KD(Distiller):
         distance: the logit distance ``d_L``; by default ``KL(temperature=4)``.
     """
 
+    takes_recorded = True
+
     def __init__(
         self,
         teacher: nn.Module,
@@ -59,10 +61,17 @@ class KD(Distiller):
         self.alpha, self.beta = alpha, beta
         self.distance = distance if distance is not None else KL()
 
-    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch → the losses ``task/student`` and ``distill/student``."""
+    def forward(
+        self,
+        inputs: Any,
+        targets: Int[Tensor, " B"],
+        *,
+        recorded: Float[Tensor, "B K"] | None = None,
+        **context: Float[Tensor, "B ..."],
+    ) -> Losses:
+        """One batch, with the teacher's logits if known → the losses ``task/student`` and ``distill/student``."""
         logits = self.student(inputs, **context)
-        target = self.teacher_logits(inputs, **context)
+        target = self.teacher_logits(inputs, recorded, **context)
         return Losses.of(kd_terms(logits, targets, target, self.alpha, self.beta, self.distance), logits)
 
 

@@ -20,7 +20,7 @@ from blockkd.commands.recipe import (
     SchedulerFactory,
     TeachRecipe,
 )
-from blockkd.data.images import ImageData
+from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME
@@ -98,6 +98,8 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
     """
     teacher = check_teaching(recipe)
     example = recipe.data.example()
+    if recipe.record_teacher:
+        _check_recording(recipe)
     student = build_network(recipe.student, "student")
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
     for name, factory in methods.items():
@@ -152,6 +154,16 @@ def chance_warning(accuracy: float, num_classes: int, images: int, part: str = "
         f"the teacher is right on {accuracy:.1%} of the {part} images, where guessing gives {chance:.1%}: it "
         "looks untrained, or its classes are numbered otherwise than the data's; a student can learn nothing from it"
     )
+
+
+def _check_recording(recipe: DistillRecipe) -> None:
+    with user_input("cannot record the teacher"):
+        finite_views(recipe.data.training_images(EpochSampler(len(recipe.data.parts.train), 0))).identity()
+    if recipe.trainer.precision.endswith("16-true"):
+        raise InvalidInputError(
+            f"cannot record the teacher with precision {recipe.trainer.precision}: what is recorded is for all, so the "
+            "teacher must compute in float32; take a mixed precision, or set record_teacher to false"
+        )
 
 
 def _check_batch_norm(network: nn.Module, data: ImageData, role: str) -> None:

@@ -183,7 +183,7 @@ def fit(
         DivergedError: a loss term became NaN or infinite.
         KeyboardInterrupt: the user stopped it; the last finished epoch is in the checkpoint.
     """
-    data.order_seed = job.seed
+    data.order_seed, data.numbers_views = job.seed, module.recorded is not None
     rows = EpochRows(folder, job)
     checkpoint = ModelCheckpoint(
         folder.job_folder(job), filename="last", save_on_train_epoch_end=True, enable_version_counter=False

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lightning import seed_everything
@@ -24,12 +25,13 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.slices import Deadline
-from blockkd.data.images import ImageData
+from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
+from blockkd.recording import RecordedTeacher, record_teacher
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, Job, Row, RunFolder
+from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule, DivergedError
 
 MIB = 2**20
@@ -95,10 +97,12 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
         student = build_network(recipe.student, "student")
+        trained = teacher
         if recipe.fold_teacher and not method_class(factory).reads_batch_norm:
             teacher = fold_batch_norm(teacher, recipe.data.example())
         distiller = build_method(factory, job.method, teacher, student, recipe.data)
-        module = _module(distiller, recipe, recipe.optimizer, recipe.scheduler)
+        recorded = _record(job, distiller, trained, recipe, place)
+        module = _module(distiller, recipe, recipe.optimizer, recipe.scheduler, recorded)
         result = _run(job, module, recipe, int(recipe.epochs), place)
         if result is None:
             return False
@@ -120,9 +124,37 @@ def publish(job: Job, folder: RunFolder) -> None:
 
 
 def _module(
-    distiller: Distiller, recipe: TeachRecipe, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None
+    distiller: Distiller,
+    recipe: TeachRecipe,
+    optimizer: OptimizerFactory,
+    scheduler: SchedulerFactory | None,
+    recorded: RecordedTeacher | None = None,
 ) -> DistillationModule:
-    return DistillationModule(distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last)
+    return DistillationModule(distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last, recorded)
+
+
+def _record(
+    job: Job, distiller: Distiller, teacher: nn.Module, recipe: DistillRecipe, place: Workplace
+) -> RecordedTeacher | None:
+    """The record of the teacher, if there is to be one and the method can use it."""
+    if not recipe.record_teacher or distiller.teacher is None:
+        return None
+    if not distiller.takes_recorded:
+        warnings.warn(f"record_teacher has no effect on {job.method}, which needs more than logits", stacklevel=2)
+        return None
+    own = recipe.record_teacher is True
+    folder = place.folder.path / TEACHER_LOGITS if own else Path(str(recipe.record_teacher)).expanduser()
+    images = finite_views(recipe.data.training_images(EpochSampler(len(recipe.data.parts.train), 0)))
+    with user_input("cannot record the teacher"):
+        recorded = record_teacher(folder, teacher, images, recipe.data.num_classes)
+    table = recorded.table
+    if table.created:
+        place.progress.console.print(
+            f"teacher: logits of {table.shape[0]} images in {table.shape[1]} views each are recorded in {table.folder} "
+            f"({table.nbytes / 1e9:.2f} GB)",
+            highlight=False,
+        )
+    return recorded
 
 
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
@@ -139,7 +171,7 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
         if len(rows) < epochs:
             return None
     peak = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
-    costs_of_step = _step_costs(module.distiller.cpu(), data) if epochs else {}
+    costs_of_step = _step_costs(module, data) if epochs else {}
     if epochs and torch.cuda.is_available():
         costs_of_step["peak_memory_mib"] = peak
     network = module.distiller.student
@@ -174,11 +206,16 @@ def _best(job: Job, module: DistillationModule, recipe: TeachRecipe, rows: list[
     return {"best_epoch": int(epoch) + 1, "best_test_accuracy": best}
 
 
-def _step_costs(distiller: Distiller, data: ImageData) -> Row:
-    """Of one training step, on a batch of at most 64 images: most of it grows in proportion, and memory is finite."""
-    images = data.example(min(data.batch_size, COST_IMAGES))
+def _step_costs(module: DistillationModule, data: ImageData) -> Row:
+    """Of one training step, on a batch of at most 64 images: most of it grows in proportion, and memory is finite.
+
+    What is recorded of the teacher counts as found.
+    """
+    distiller, images = module.distiller.cpu(), data.example(min(data.batch_size, COST_IMAGES))
     labels = data.parts.test.labels[: len(images)]
     context = {"indices": torch.arange(len(images))} if distiller.needs_indices else {}
+    if module.recorded is not None:
+        context["recorded"] = torch.zeros(len(images), data.num_classes)
     return {
         "batch_size": len(images),
         "step_flops": costs.step_flops(distiller, images, labels, **context),

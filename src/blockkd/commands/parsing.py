@@ -105,7 +105,11 @@ def make_paths_absolute(config: Any) -> None:
     for name, value in content.items():
         if not isinstance(value, str):
             make_paths_absolute(value)
-        elif (name == "weights" and Path(value).is_file()) or (name == "path" and Path(value).expanduser().is_dir()):
+        elif (
+            name == "record_teacher"
+            or (name == "weights" and Path(value).is_file())
+            or (name == "path" and Path(value).expanduser().is_dir())
+        ):
             content[name] = str(Path(value).expanduser().absolute())
         elif name == "name" and value.startswith(IN_FOLDER) and Path(value.removeprefix(IN_FOLDER)).is_dir():
             content[name] = IN_FOLDER + str(Path(value.removeprefix(IN_FOLDER)).absolute())

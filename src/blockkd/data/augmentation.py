@@ -18,6 +18,7 @@ from blockkd.data.pixels import RawImages
 from blockkd.randomness import derived_seed
 
 PADDING = 4  # pixels on each side before the random crop: He et al., "Deep Residual Learning", CVPR 2016, section 4.2
+CORNERS = 2 * PADDING + 1  # places for the window along each side
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6
 _CORNERS, _BOXES = 1, 2  # keep the streams of random numbers apart from each other and from that of the order
 
@@ -73,7 +74,12 @@ class AugmentedImages(Dataset[tuple[Tensor, Tensor]], ABC):
 
 
 class PadCropFlip(AugmentedImages):
-    """What evaluation sees of the images under ``pad_crop_flip``, every window and mirroring equally likely."""
+    """What evaluation sees of the images under ``pad_crop_flip``, every window and mirroring equally likely.
+
+    The view of a window at row r and column c of the padded image is ``(9 r + c) · 2``, and one more when mirrored.
+    """
+
+    n_views = CORNERS * CORNERS * 2
 
     def __init__(self, source: RawImages, sampler: EpochSampler) -> None:
         super().__init__(source, sampler)
@@ -81,10 +87,22 @@ class PadCropFlip(AugmentedImages):
 
     def windows(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
         """Padded, cropped, mirrored."""
-        self._draw()
+        return self.seen(indices, self.views(indices))
+
+    def seen(self, indices: list[int], views: Int[Tensor, " B"]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """These views of images, ``(B, C, H, W)``, and their labels ``(B,)``."""
         pixels, labels = self.source.fitted(indices)
-        chosen = torch.tensor(indices)
-        return pad_crop_flip(pixels, self._corners[chosen], self._flipped[chosen]), labels
+        places = views // 2
+        return pad_crop_flip(pixels, torch.stack((places // CORNERS, places % CORNERS), 1), views % 2 == 1), labels
+
+    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
+        """Which views of these images are drawn in this epoch, ``(B,)``, each 0 … 161."""
+        self._draw()
+        return self._views[torch.tensor(indices)]
+
+    def identity(self) -> dict[str, str]:
+        """What the images themselves hang on, and the padding."""
+        return self.source.identity() | {"augmentation": f"pad by {PADDING}, crop, flip"}
 
     def _draw(self) -> None:
         """Draw for all images of the epoch, once per epoch and process."""
@@ -92,8 +110,9 @@ class PadCropFlip(AugmentedImages):
         if self._drawn_for == wanted:
             return
         generator = torch.Generator().manual_seed(derived_seed(*wanted, _CORNERS))
-        self._corners = torch.randint(0, 2 * PADDING + 1, (len(self), 2), generator=generator)
-        self._flipped = torch.randint(0, 2, (len(self),), generator=generator).bool()
+        corners = torch.randint(0, CORNERS, (len(self), 2), generator=generator)
+        flipped = torch.randint(0, 2, (len(self),), generator=generator)
+        self._views = (corners[:, 0] * CORNERS + corners[:, 1]) * 2 + flipped
         self._drawn_for = wanted
 
 

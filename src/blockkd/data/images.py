@@ -1,8 +1,9 @@
 """What every image dataset is to the rest: three labelled parts, a number of classes, loaders."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,14 +14,34 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from blockkd.randomness import derived_seed
 
 
+@runtime_checkable
+class FiniteViews(Protocol):
+    """Training images of each of which there are finitely many views: what augmentation can make of it, numbered.
+
+    Attributes:
+        n_views: how many views each image has; 1 where nothing is drawn at random.
+    """
+
+    n_views: int
+
+    def __len__(self) -> int: ...
+
+    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
+        """Which views of these images are drawn in this epoch, ``(B,)``, each ``0 … n_views - 1``."""
+
+    def identity(self) -> dict[str, str]:
+        """What every view of every image hangs on, by name: pixels, normalisation, augmentation."""
+
+
 class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images with their labels.
+    """Images with their labels, the same in every epoch.
 
     Args:
         images: ``(N, C, H, W)``, or what a subclass makes tensors of: one per label, got by its index.
         labels: ``(N,)``, class numbers from 0.
     """
 
+    n_views = 1
     images: Any
 
     def __init__(self, images: Any, labels: Int[Tensor, " N"]) -> None:
@@ -31,6 +52,23 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
+
+    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
+        """There is one view of each image, 0."""
+        return torch.zeros(len(indices), dtype=torch.int64)
+
+    def identity(self) -> dict[str, str]:
+        """A hash of all images.
+
+        Raises:
+            ValueError: the images are not in memory.
+        """
+        if not isinstance(self.images, Tensor):
+            raise ValueError("images that stay files have no identity that is quickly told: set in_memory to true")
+        digest = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)}".encode())
+        for image in self.images.contiguous().split(1024):
+            digest.update(image.numpy())
+        return {"images": digest.hexdigest(), "augmentation": "none"}
 
 
 class Parts(NamedTuple):
@@ -51,24 +89,40 @@ def check_labels(labels: Int[Tensor, " N"], num_classes: int, part: str) -> None
         )
 
 
-class NumberedImages(Dataset[tuple[Tensor, Tensor, int]]):
-    """Adds to each image and label the index that it was asked for by.
+class NumberedImages(Dataset[tuple[Any, ...]]):
+    """Adds to each image and label the index that it was asked for by, and, if wished, the number of the view.
 
     Args:
         source: gives images and labels.
+        with_views: say also which view of the image it is.
+
+    Raises:
+        ValueError: the views were asked for, but there is no end of them.
     """
 
-    def __init__(self, source: Dataset[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, source: Dataset[tuple[Tensor, Tensor]], with_views: bool = False) -> None:
         self.source = source
+        self.numbered = finite_views(source) if with_views else None
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return *self.source[index], index
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor, int]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, ...]]:
         """A whole batch at once, where the source has that; the DataLoader prefers this to ``__getitem__``."""
         at_once = getattr(self.source, "__getitems__", None)
         items = at_once(indices) if at_once else [self.source[index] for index in indices]
-        return [(*item, index) for item, index in zip(items, indices, strict=True)]
+        numbers = [indices] if self.numbered is None else [indices, self.numbered.views(indices).tolist()]
+        return [(*item, *row) for item, *row in zip(items, *numbers, strict=True)]
+
+
+def finite_views(images: object) -> FiniteViews:
+    """The training images, if each has finitely many views. Raises ValueError if not."""
+    if not isinstance(images, FiniteViews):
+        raise ValueError(
+            f"{type(images).__name__} draws from endlessly many views of each image, which cannot be numbered: "
+            "take augmentation pad_crop_flip or none"
+        )
+    return images
 
 
 class EpochSampler(Sampler[int]):
@@ -111,7 +165,8 @@ class ImageData(LightningDataModule, ABC):
     """Images with labels in three parts: train, validation, test.
 
     A dataset says ``num_classes`` and gives ``load``; the rest is here. It may augment by ``training_images``.
-    Batches for training are ``(images, labels, indices)``, for evaluation ``(images, labels)``.
+    Batches for training are ``(images, labels, indices)``, for evaluation ``(images, labels)``. With ``numbers_views``
+    those for training are ``(images, labels, indices, views)``.
 
     Args:
         batch_size: images per training step; the last, smaller batch of an epoch is dropped.
@@ -129,6 +184,7 @@ class ImageData(LightningDataModule, ABC):
                 raise ValueError(f"{name} is {value}, expected at least 1")
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.order_seed = 0  # the run's seed; decides the order of the training images and nothing else
+        self.numbers_views = False  # whether training batches say which view of each image they hold
         self._parts: Parts | None = None
 
     @property
@@ -176,13 +232,17 @@ class ImageData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Full batches in the order of ``order_seed`` and the epoch.
 
-        A batch is ``(images, labels, indices)``; indices, ``(B,)``, are those in the training part.
+        A batch is ``(images, labels, indices)``, or, with ``numbers_views``, ``(images, labels, indices, views)``.
+        Indices, ``(B,)``, are those in the training part; views, ``(B,)``, say what augmentation made of each image.
+
+        Raises:
+            ValueError: the views are to be numbered, but there is no end of them.
         """
         sampler = EpochSampler(len(self.parts.train), self.order_seed)
         if self.trainer is not None:  # workers start to load a resumed epoch before Lightning calls set_epoch
             sampler.set_epoch(self.trainer.current_epoch)
         return self._loader(
-            NumberedImages(self.training_images(sampler)),
+            NumberedImages(self.training_images(sampler), self.numbers_views),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,

@@ -40,6 +40,11 @@ class RawImages(LabelledImages, ABC):
         """``(pixels / 255 - mean) / std``."""
         return (pixels.float() / 255 - self.mean) / self.std
 
+    def identity(self) -> dict[str, str]:
+        """A hash of all pixels, and what they are normalised by."""
+        mean, std = (values.flatten().tolist() for values in (self.mean, self.std))
+        return super().identity() | {"normalisation": f"mean {mean}, std {std}"}
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.__getitems__([index])[0]
 
