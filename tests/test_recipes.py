@@ -48,7 +48,7 @@ def cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = blockwise._matching_blocks
 
     def once(teacher: nn.Module, student: nn.Module, example: Tensor, *wishes: Any) -> tuple[Blocks, Blocks]:
-        key = (id(teacher), id(student), wishes)
+        key = (id(teacher), id(student), repr(wishes))
         if key not in made:
             made[key] = cut(teacher, student, example, *wishes)
         return made[key]
