@@ -176,6 +176,8 @@ def test_without_a_validation_part_the_test_part_is_watched_and_marked(recipes: 
     assert "best_epoch" not in result
     assert "val_accuracy" not in result
     assert "†" in Path("run/comparison.md").read_text()
+    assert main(["distill", "--config", recipes[1], *data, "--output", "distilled"]) == 0
+    assert Path("distilled/figure.png").stat().st_size > 10_000
 
 
 @pytest.mark.usefixtures("recipes")

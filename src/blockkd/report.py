@@ -83,7 +83,8 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
     """Validation accuracy over the epochs, and beside it the test accuracy of every seed.
 
     Args:
-        metrics: one row per job and epoch, with ``method``, ``seed``, ``epoch``, ``val/accuracy``.
+        metrics: one row per job and epoch, with ``method``, ``seed``, ``epoch``, ``val/accuracy``, or, where nothing
+            was held out for validation, ``test/accuracy``.
         results: one row per job, with ``method``, ``seed``, ``test_accuracy``.
         path: PNG file to write.
     """
@@ -100,8 +101,9 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
         style = "--" if method == TEACHER_NAME else "-"
         curves.plot(epochs, mean, style, color=colours[method], label=method, linewidth=1.6)
         curves.fill_between(epochs, lowest, highest, color=colours[method], alpha=0.15, linewidth=0)
-    curves.set(xlabel="epoch", ylabel="validation accuracy (%)", title="while training")
-    curves.set_ylim(top=100.5, bottom=_lower_end([100 * float(row["val/accuracy"]) for row in metrics]))
+    part = "test" if any("test/accuracy" in row for row in metrics) else "validation"
+    curves.set(xlabel="epoch", ylabel=f"{part} accuracy (%)", title="while training")
+    curves.set_ylim(top=100.5, bottom=_lower_end([_watched(row) for row in metrics]))
     if metrics:
         curves.legend(loc="lower right", frameon=False)
     for place, (method, rows) in enumerate(groups.items()):
@@ -119,6 +121,11 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
     drawing.savefig(path, dpi=150, format="png")
 
 
+def _watched(row: Row) -> float:
+    """The accuracy after an epoch, in %."""
+    return 100 * float(row.get("val/accuracy", row.get("test/accuracy", 0.0)))
+
+
 def _lower_end(accuracies: Sequence[float]) -> float:
     """Where the axis begins: the first epochs may lie below it, so that the later ones can be told apart."""
     return max(min(accuracies), statistics.median(accuracies) - LOOK) - 1 if accuracies else 0.0
@@ -127,7 +134,7 @@ def _lower_end(accuracies: Sequence[float]) -> float:
 def _band(rows: Sequence[Row]) -> tuple[list[int], list[float], list[float], list[float]]:
     by_epoch: dict[int, list[float]] = {}
     for row in rows:
-        by_epoch.setdefault(int(row["epoch"]), []).append(100 * float(row["val/accuracy"]))
+        by_epoch.setdefault(int(row["epoch"]), []).append(_watched(row))
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
     counted_from_one = [epoch + 1 for epoch in epochs]
