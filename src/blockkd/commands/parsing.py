@@ -92,7 +92,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     try:
         config = parser.parse_args(networks_by_name(argv))
     except ArgumentError as error:
-        raise InvalidInputError(_explain(parser, str(error))) from error
+        raise InvalidInputError(explain(parser, str(error))) from error
     check_class_paths(config)
     return config
 
@@ -115,11 +115,6 @@ def make_paths_absolute(config: Any) -> None:
             content[name] = IN_FOLDER + str(Path(value.removeprefix(IN_FOLDER)).absolute())
 
 
-def explain(parser: ArgumentParser, message: str) -> str:
-    """What jsonargparse says of an argument → one plain sentence."""
-    return _explain(parser, message)
-
-
 def recipe_text(parser: ArgumentParser, config: Namespace, leave_out: Sequence[str] = ()) -> str:
     """The resolved recipe as YAML, which can be given back to ``--config``."""
     kept = config.clone()
@@ -129,7 +124,8 @@ def recipe_text(parser: ArgumentParser, config: Namespace, leave_out: Sequence[s
     return text
 
 
-def _explain(parser: ArgumentParser, message: str) -> str:
+def explain(parser: ArgumentParser, message: str) -> str:
+    """What jsonargparse says of an argument → one plain sentence."""
     stray = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
     if stray:
         return _explain_stray(parser, stray[1].partition("=")[0])
