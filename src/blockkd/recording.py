@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from blockkd.data.images import FiniteViews
+from blockkd.devices import has_room
 from blockkd.runs import write_text
 
 IDENTITY, LOGITS, FILLED = "identity.json", "logits.f16", "filled.u8"
@@ -200,7 +201,7 @@ class RecordedTeacher:
 
     def _read(self, rows: Int[Tensor, " B"], device: torch.device) -> Tensor:
         if self.resident is None:
-            self.resident = _fits(self.table, device)
+            self.resident = device.type != "cpu" and has_room(self.table.nbytes, device)
         if not self.resident:
             return self.table.logits[rows].to(device)
         if self._copy is None:
@@ -258,12 +259,6 @@ def _reserve(path: Path, size: int) -> None:
         file.truncate(size)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-
-
-def _fits(table: LogitTable, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    return table.nbytes < torch.cuda.mem_get_info(device)[0] // 2
 
 
 def _span(numbers: Tensor) -> str:

@@ -4,10 +4,11 @@ So every method sees the same images, whatever the batch size and the number of 
 too.
 """
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -36,14 +37,25 @@ def pad_crop_flip(
         corners: ``(B, 2)``, row and column of each window's upper left corner in the padded image, 0 … 8.
         flipped: ``(B,)``, which windows are mirrored left to right.
     """
-    batch, channels, height, width = pixels.shape
-    padded = F.pad(pixels, [PADDING] * 4)
-    rows = corners[:, :1] + torch.arange(height)
-    columns = corners[:, 1:] + torch.arange(width)
-    columns = torch.where(flipped[:, None], columns.flip(1), columns)
-    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    chosen = places.view(batch, 1, -1).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, chosen).view_as(pixels)
+    return crop_flip(pad(pixels), torch.arange(len(pixels), device=pixels.device), corners, flipped)
+
+
+def pad(pixels: UInt8[Tensor, "N C H W"]) -> UInt8[Tensor, "N C H+8 W+8"]:
+    """Put 4 zeros around each image."""
+    return F.pad(pixels, [PADDING] * 4)
+
+
+def crop_flip(
+    padded: UInt8[Tensor, "N C H+8 W+8"],
+    indices: Int[Tensor, " B"],
+    corners: Int[Tensor, "B 2"],
+    flipped: Bool[Tensor, " B"],
+) -> UInt8[Tensor, "B C H W"]:
+    """What comes after the padding in ``pad_crop_flip``, for those images of many that ``indices`` names, ``(B,)``."""
+    height, width = padded.shape[2] - 2 * PADDING, padded.shape[3] - 2 * PADDING
+    every = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view, (N, C, 9, 9, H, W): every window there is
+    windows = every.permute(0, 2, 3, 1, 4, 5)[indices, corners[:, 0], corners[:, 1]]
+    return torch.where(flipped[:, None, None, None], windows.flip(3), windows)
 
 
 class AugmentedImages(Dataset[tuple[Tensor, Tensor]], ABC):
@@ -84,21 +96,49 @@ class PadCropFlip(AugmentedImages):
     def __init__(self, source: RawImages, sampler: EpochSampler) -> None:
         super().__init__(source, sampler)
         self._drawn_for: tuple[int, int] | None = None
+        self._padded: Tensor | None = None  # all images, once for all, on a device other than the CPU
 
     def windows(self, indices: list[int]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
         """Padded, cropped, mirrored."""
-        return self.seen(indices, self.views(indices))
+        return self.seen(indices, self.drawn()[indices])
 
     def seen(self, indices: list[int], views: Int[Tensor, " B"]) -> tuple[UInt8[Tensor, "B C H W"], Int[Tensor, " B"]]:
         """These views of images, ``(B, C, H, W)``, and their labels ``(B,)``."""
         pixels, labels = self.source.fitted(indices)
-        places = views // 2
-        return pad_crop_flip(pixels, torch.stack((places // CORNERS, places % CORNERS), 1), views % 2 == 1), labels
+        return pad_crop_flip(pixels, *_corners_and_flips(views)), labels
 
-    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
-        """Which views of these images are drawn in this epoch, ``(B,)``, each 0 … 161."""
+    @property
+    def nbytes(self) -> int:
+        """What the padded images take in memory."""
+        if not isinstance(self.source.images, Tensor):
+            return 0
+        count, channels, height, width = self.source.images.shape
+        return count * channels * (height + 2 * PADDING) * (width + 2 * PADDING)
+
+    def on(self, device: torch.device) -> "PadCropFlip | None":
+        """The same images on a device, padded once for all, or None where they are not in memory."""
+        source = self.source.on(device)
+        if source is None:
+            return None
+        there = copy.copy(self)
+        there.source, there._padded = source, None if device.type == "cpu" else pad(source.images)
+        return there
+
+    def batch(
+        self, indices: Int[Tensor, " B"], views: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """These views of the images at these indices, all on the images' device, and their labels."""
+        corners, flipped = _corners_and_flips(views)
+        if self._padded is None:
+            windows = pad_crop_flip(self.source.images[indices], corners, flipped)
+        else:
+            windows = crop_flip(self._padded, indices, corners, flipped)
+        return self.source.normalise(windows), self.source.labels[indices]
+
+    def drawn(self) -> Int[Tensor, " N"]:
+        """Which view of each image is drawn in this epoch, ``(N,)``, each 0 … 161."""
         self._draw()
-        return self._views[torch.tensor(indices)]
+        return self._views
 
     def identity(self) -> dict[str, str]:
         """What the images themselves hang on, and the padding."""
@@ -114,6 +154,11 @@ class PadCropFlip(AugmentedImages):
         flipped = torch.randint(0, 2, (len(self),), generator=generator)
         self._views = (corners[:, 0] * CORNERS + corners[:, 1]) * 2 + flipped
         self._drawn_for = wanted
+
+
+def _corners_and_flips(views: Int[Tensor, " B"]) -> tuple[Int[Tensor, "B 2"], Bool[Tensor, " B"]]:
+    places = views // 2
+    return torch.stack((places // CORNERS, places % CORNERS), 1), views % 2 == 1
 
 
 class RandomResizedCrop(AugmentedImages):

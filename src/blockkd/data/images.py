@@ -1,5 +1,6 @@
 """What every image dataset is to the rest: three labelled parts, a number of classes, loaders."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,9 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from blockkd.data.resident import Resident, ResidentLoader, resident
 from blockkd.randomness import derived_seed
+
+Loader = DataLoader[Any] | ResidentLoader
 
 
 @runtime_checkable
@@ -26,8 +30,8 @@ class FiniteViews(Protocol):
 
     def __len__(self) -> int: ...
 
-    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
-        """Which views of these images are drawn in this epoch, ``(B,)``, each ``0 … n_views - 1``."""
+    def drawn(self) -> Int[Tensor, " N"]:
+        """Which view of each image is drawn in this epoch, ``(N,)``, each ``0 … n_views - 1``."""
 
     def identity(self) -> dict[str, str]:
         """What every view of every image hangs on, by name: pixels, normalisation, augmentation."""
@@ -53,9 +57,29 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
-    def views(self, indices: list[int]) -> Int[Tensor, " B"]:
+    def drawn(self) -> Int[Tensor, " N"]:
         """There is one view of each image, 0."""
-        return torch.zeros(len(indices), dtype=torch.int64)
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """What the images take in memory; 0 where they are not in memory as one tensor."""
+        return self.images.nbytes if isinstance(self.images, Tensor) else 0
+
+    def on(self, device: torch.device) -> "LabelledImages | None":
+        """The same images on a device, or None where they are no one tensor. Images that lie there are not copied."""
+        if not isinstance(self.images, Tensor):
+            return None
+        there = copy.copy(self)
+        there.images, there.labels = self.images.to(device), self.labels.to(device)
+        return there
+
+    def batch(
+        self, indices: Int[Tensor, " B"], views: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """Images and labels at these indices, which lie on the images' device."""
+        del views
+        return self.images[indices], self.labels[indices]
 
     def identity(self) -> dict[str, str]:
         """A hash of all images.
@@ -67,7 +91,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError("images that stay files have no identity that is quickly told: set in_memory to true")
         digest = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)}".encode())
         for image in self.images.contiguous().split(1024):
-            digest.update(image.numpy())
+            digest.update(image.cpu().numpy())
         return {"images": digest.hexdigest(), "augmentation": "none"}
 
 
@@ -111,7 +135,7 @@ class NumberedImages(Dataset[tuple[Any, ...]]):
         """A whole batch at once, where the source has that; the DataLoader prefers this to ``__getitem__``."""
         at_once = getattr(self.source, "__getitems__", None)
         items = at_once(indices) if at_once else [self.source[index] for index in indices]
-        numbers = [indices] if self.numbered is None else [indices, self.numbered.views(indices).tolist()]
+        numbers = [indices] if self.numbered is None else [indices, self.numbered.drawn()[indices].tolist()]
         return [(*item, *row) for item, *row in zip(items, *numbers, strict=True)]
 
 
@@ -125,8 +149,11 @@ def finite_views(images: object) -> FiniteViews:
     return images
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(DistributedSampler[int]):
     """Shuffles by seed and epoch alone, so that every method sees the same order, and a resumed epoch too.
+
+    Of several processes each takes every so-many-eth sample of the one order: at equal global batch size their batches
+    together are those of a single process. What does not fill a round of all processes is left out.
 
     Lightning calls ``set_epoch`` before each epoch. Worker processes that live on from epoch to epoch see the epoch
     change. ``worker_generator`` is meant for the DataLoader, so that the randomness of workers that start anew hangs
@@ -135,12 +162,17 @@ class EpochSampler(Sampler[int]):
     Args:
         length: the number of samples.
         seed: the run's seed.
+        ranks: how many processes share the samples.
+        rank: which of them this is, ``0 … ranks - 1``.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed = length, seed
+    def __init__(self, length: int, seed: int, ranks: int = 1, rank: int = 0) -> None:
+        # Being a DistributedSampler keeps Lightning from putting one of its own around this one.
         self.worker_generator = torch.Generator()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.seed = seed
+        super().__init__(range(length), ranks, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.length = length
         self.set_epoch(0)
 
     @property
@@ -148,17 +180,46 @@ class EpochSampler(Sampler[int]):
         """The epoch, counted from 0."""
         return int(self._epoch)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch, counted from 0."""
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
         self.worker_generator.manual_seed(derived_seed(self.seed, epoch))
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch, counted from 0."""
+        self.epoch = epoch
+
+    def order(self) -> Int[Tensor, " N"]:
+        """This process's samples in the order of the epoch."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        whole = torch.randperm(self.length, generator=generator)
+        return whole[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
+
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        yield from torch.randperm(self.length, generator=generator).tolist()
+        yield from self.order().tolist()
+
+
+class ShareSampler(DistributedSampler[int]):
+    """All samples in order; of several processes each takes every so-many-eth, and none is taken twice.
+
+    Args:
+        length: the number of samples.
+        ranks: how many processes share the samples.
+        rank: which of them this is, ``0 … ranks - 1``.
+    """
+
+    def __init__(self, length: int, ranks: int = 1, rank: int = 0) -> None:
+        super().__init__(range(length), ranks, rank, shuffle=False)  # type: ignore[arg-type]
+        self.own = range(length)[rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.own)
 
 
 class ImageData(LightningDataModule, ABC):
@@ -171,7 +232,8 @@ class ImageData(LightningDataModule, ABC):
     Args:
         batch_size: images per training step; the last, smaller batch of an epoch is dropped.
         eval_batch_size: images per step of validation and test.
-        num_workers: processes that load data; 0 loads in the main process.
+        num_workers: processes that load data. With 0, images that are in memory are put on the device once, and batches
+            are cut there; others are loaded by the main process.
     """
 
     # Whether workers live on from epoch to epoch: only where their own random numbers play no part, for these go on.
@@ -229,7 +291,7 @@ class ImageData(LightningDataModule, ABC):
         test = self.parts.test
         return torch.stack([test[index][0] for index in range(min(size, len(test)))])
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Loader:
         """Full batches in the order of ``order_seed`` and the epoch.
 
         A batch is ``(images, labels, indices)``, or, with ``numbers_views``, ``(images, labels, indices, views)``.
@@ -238,11 +300,16 @@ class ImageData(LightningDataModule, ABC):
         Raises:
             ValueError: the views are to be numbered, but there is no end of them.
         """
-        sampler = EpochSampler(len(self.parts.train), self.order_seed)
+        sampler = EpochSampler(len(self.parts.train), self.order_seed, *self._ranks)
         if self.trainer is not None:  # workers start to load a resumed epoch before Lightning calls set_epoch
             sampler.set_epoch(self.trainer.current_epoch)
+        images = self.training_images(sampler)
+        there = self._resident(images)
+        if there is not None:
+            numbers = 2 if self.numbers_views else 1
+            return ResidentLoader(there, sampler, self.batch_size, self._device, drop_last=True, numbers=numbers)
         return self._loader(
-            NumberedImages(self.training_images(sampler), self.numbers_views),
+            NumberedImages(images, self.numbers_views),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=True,
@@ -254,13 +321,32 @@ class ImageData(LightningDataModule, ABC):
         """What is looked at after each epoch: the validation part, or the test part where nothing is held out."""
         return "val" if len(self.parts.val) else "test"
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> Loader:
         """All images that are looked at after each epoch, in order; test images among them choose nothing."""
-        return self._loader(getattr(self.parts, self.watched), batch_size=self.eval_batch_size)
+        return self._in_order(getattr(self.parts, self.watched))
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> Loader:
         """All test images, in order."""
-        return self._loader(self.parts.test, batch_size=self.eval_batch_size)
+        return self._in_order(self.parts.test)
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """How many processes share the work, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _in_order(self, images: LabelledImages) -> Loader:
+        sampler, there = ShareSampler(len(images), *self._ranks), self._resident(images)
+        if there is not None:
+            return ResidentLoader(there, sampler, self.eval_batch_size, self._device)
+        return self._loader(images, batch_size=self.eval_batch_size, sampler=sampler)
+
+    def _resident(self, images: object) -> Resident | None:
+        """The images on the device that they are used on, unless workers are to load them or there is no room."""
+        return None if self.num_workers else resident(images, self._device)
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(

@@ -80,6 +80,20 @@ class PixelImages(RawImages):
         """The images as they are in memory."""
         return self.whole(indices)
 
+    def on(self, device: torch.device) -> "PixelImages":
+        """The same images on a device; images that lie there are not copied."""
+        there = super().on(device)
+        assert isinstance(there, PixelImages)
+        there.mean, there.std = self.mean.to(device), self.std.to(device)
+        return there
+
+    def batch(
+        self, indices: Int[Tensor, " B"], views: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """Normalised images and labels at these indices, which lie on the images' device."""
+        pixels, labels = super().batch(indices, views)
+        return self.normalise(pixels), labels
+
 
 class EncodedImages(RawImages):
     """Images that stay files, in a table on disk or in a folder, and are decoded when they are used.
