@@ -105,7 +105,7 @@ def test_labels_are_checked_when_the_data_is_loaded() -> None:
 def test_training_batches_say_which_images_they_hold() -> None:
     data = Digits(batch_size=100)
     train = data.parts.train
-    seen = []
+    seen: list[int] = []
     for images, labels, indices in data.train_dataloader():
         assert indices.dtype == torch.int64
         assert torch.equal(images, train.images[indices])

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader
 
 from blockkd.data import HubImages, ImageFileError, memory
 from blockkd.data.corrupt import CorruptImageError
+from blockkd.data.images import EpochSampler, Loader
 from blockkd.data.pixels import EncodedImages
 from tests.image_files import PLAIN, image_folder, own_cache, picture, pixels_of, png, tables
 
@@ -26,7 +26,7 @@ def encoded(path: Path, **settings: Any) -> HubImages:
     return HubImages(str(path), in_memory=False, **{**PLAIN, "val_share": 0, **settings})
 
 
-def batches(loader: DataLoader[Any]) -> list[list[Tensor]]:
+def batches(loader: Loader) -> list[list[Tensor]]:
     return [list(batch) for batch in loader]
 
 
@@ -54,7 +54,8 @@ def test_workers_load_the_same_batches_epoch_after_epoch(tmp_path: Path) -> None
                for workers in (0, 2)]  # fmt: skip
     for epoch in (0, 1, 5):
         for loader in loaders:
-            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            assert isinstance(loader.sampler, EpochSampler)
+            loader.sampler.set_epoch(epoch)
         assert equal(*(batches(loader) for loader in loaders))
 
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import blockkd
 from blockkd.distiller import Distiller, Losses
-from blockkd.training import DistillationModule, DivergedError
+from blockkd.divergence import DivergedError
+from blockkd.training import DistillationModule
 
 
 def network(width: int) -> nn.Module:
@@ -184,3 +185,25 @@ def test_the_teacher_is_in_no_checkpoint(tmp_path: Path, make: Callable[[], Dist
         if isinstance(value, Tensor)
     }
     assert not (largest - own) & (stored | optimized)
+
+
+def test_a_method_that_is_not_one_graph_is_not_compiled_and_says_so(tmp_path: Path) -> None:
+    class Looping(blockkd.KD):
+        compiles = False
+
+    module = DistillationModule(Looping(network(16), network(4)), sgd, compile="default")
+    with pytest.warns(UserWarning, match="compile has no effect on Looping, whose step is not one graph"):
+        trainer(tmp_path, epochs=1).fit(module, loader())
+    assert module._compute is module.distiller
+
+
+def test_on_the_cpu_nothing_is_compiled_by_itself(tmp_path: Path) -> None:
+    module = DistillationModule(kd(), sgd, compile="auto")
+    trainer(tmp_path, epochs=1).fit(module, loader())
+    assert module._compute is module.distiller
+
+
+def test_an_epoch_that_is_cut_short_logs_its_means(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(DistillationModule(kd(), sgd), loader())
+    assert {"train/loss", "train/accuracy"} <= set(run.callback_metrics)

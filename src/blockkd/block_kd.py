@@ -17,6 +17,7 @@ from blockkd.connectors import connector
 from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
 from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.schedules import EpochWeight
 from blockkd.stones import Stones, chosen_stones, stone_logits
 
 
@@ -91,7 +92,7 @@ class BlockKD(BlockwiseDistiller):
         self.takes_recorded = beta > 0  # without L_distill nobody asks for the teacher's logits
         self.distance = distance if distance is not None else KL()
         self.cross_from_epoch = cross_from_epoch
-        self._crossing = cross_from_epoch <= 0  # a bool, on which compiled code may hang; the epoch changes too often
+        self._cross_weight = EpochWeight(gamma if cross_from_epoch <= 0 else 0.0)
         self.detach_ensemble = detach_ensemble
         _check_weights(alpha=alpha, beta=beta, gamma=gamma)
         if not alpha and not beta and (cross_from_epoch > 0 or not self.stones):
@@ -126,15 +127,15 @@ class BlockKD(BlockwiseDistiller):
         teacher = self.teacher_logits(inputs, recorded, **context) if self.beta else None
         check_logits(logits, targets, teacher, *stones.values())
 
-        parts: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
+        parts: dict[str, tuple[float | Tensor, Callable[[Tensor], Tensor]]] = {}
         if self.alpha:
             parts["task"] = self.alpha, lambda learner: cross_entropy(learner, targets)
         if teacher is not None:
             parts["distill"] = self.beta, lambda learner: self.distance(learner, teacher, targets)
-        if self.gamma and stones and self._crossing:
+        if self.gamma and stones and self._cross_weight.counts():
             ensemble = torch.stack(list(stones.values())).mean(dim=0)
             ensemble = ensemble.detach() if self.detach_ensemble else ensemble
-            parts["cross"] = self.gamma, lambda learner: self.distance(learner, ensemble, targets)
+            parts["cross"] = self._cross_weight.now(), lambda learner: self.distance(learner, ensemble, targets)
         terms = {
             f"{part}/{name}": weight * weights[name] * loss(learner)
             for part, (weight, loss) in parts.items()
@@ -145,7 +146,7 @@ class BlockKD(BlockwiseDistiller):
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch (from 0) begins: ``L_cross`` counts from ``cross_from_epoch`` on."""
         super().set_epoch(epoch)
-        self._crossing = epoch >= self.cross_from_epoch
+        self._cross_weight.set(self.gamma if epoch >= self.cross_from_epoch else 0.0)
 
     def check_schedule(self, epochs: int) -> None:
         """Warn when ``L_cross`` would start after the last epoch."""

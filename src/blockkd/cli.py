@@ -74,8 +74,8 @@ def _run(command: str, arguments: list[str]) -> int:
                 return _say(str(error), BAD_INPUT)
             except (ArithmeticError, ValueError) as error:
                 from blockkd.data import ImageFileError
+                from blockkd.divergence import DivergedError
                 from blockkd.runs import RunFolderError
-                from blockkd.training import DivergedError
 
                 if not isinstance(error, DivergedError | ImageFileError | RunFolderError):
                     raise

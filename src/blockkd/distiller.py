@@ -50,11 +50,13 @@ class Distiller(nn.Module, ABC):
             be folded away.
         needs_indices: whether ``forward`` wants to know which training samples it is given, as ``indices=`` of shape
             ``(B,)``.
+        compiles: whether a step can be compiled as one graph.
         takes_recorded: whether of the teacher's own forward pass ``forward`` needs the logits and nothing else, so that
             they may be given to it as ``recorded=`` of shape ``(B, K)``.
     """
 
     reads_batch_norm: ClassVar[bool] = False
+    compiles: ClassVar[bool] = True
     needs_indices: bool = False
     takes_recorded: bool = False
 

@@ -1,6 +1,7 @@
 """A Distiller under Lightning, which brings loop, devices, precision, checkpoints and loggers."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,16 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
-from blockkd.distiller import Distiller
+from blockkd.devices import Compile, best_compile, compiled, fused, is_gated
+from blockkd.distiller import Distiller, Losses
+from blockkd.divergence import DivergedError, FiniteWatch, Step, diagnose, randomness
+from blockkd.metering import EpochMeans
 from blockkd.recording import RecordedTeacher
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 Batch = tuple[Any, Tensor] | tuple[Any, Tensor, Tensor] | tuple[Any, Tensor, Tensor, Tensor]
-
-
-class DivergedError(ArithmeticError):
-    """A loss term became NaN or infinite; raised before the optimizer step."""
 
 
 class DistillationModule(LightningModule):
@@ -43,6 +43,9 @@ class DistillationModule(LightningModule):
             often faster on; results change by rounding only.
         recorded: takes the place of the teacher's own forward pass; batches must then say which images and which
             views of them they hold.
+        compile: ``"default"`` compiles the method's forward and backward pass, each into one graph, and
+            ``"reduce-overhead"`` also records them as CUDA graphs; results change by rounding only, and batches are
+            best all of one size. ``"auto"`` does what ``blockkd.devices.best_compile`` says.
 
     Raises:
         ValueError: there is a record, but the method needs more of the teacher than its logits.
@@ -56,6 +59,7 @@ class DistillationModule(LightningModule):
         watched: Literal["val", "test"] = "val",
         channels_last: bool = False,
         recorded: RecordedTeacher | None = None,
+        compile: Compile = "off",
     ) -> None:
         super().__init__()
         if recorded is not None and not distiller.takes_recorded:
@@ -66,9 +70,14 @@ class DistillationModule(LightningModule):
         self.distiller = distiller
         self.watched, self.channels_last, self.recorded = watched, channels_last, recorded
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.train_accuracy = MulticlassAccuracy(average="micro")
-        self.val_accuracy = MulticlassAccuracy(average="micro")
-        self.test_accuracy = MulticlassAccuracy(average="micro")
+        self.train_means = EpochMeans()
+        # Without its checks, which wait for the device; the losses check logits and labels.
+        self.val_accuracy = MulticlassAccuracy(average="micro", validate_args=False)
+        self.test_accuracy = MulticlassAccuracy(average="micro", validate_args=False)
+        self.compile_mode = compile
+        self._compute: Callable[..., Losses] = distiller
+        self._watch = FiniteWatch(torch.device("cpu"), gated=False)
+        self._step: Step | None = None
 
     def forward(self, inputs: Any) -> Float[Tensor, "B K"]:
         """The student's logits ``(B, K)``."""
@@ -80,17 +89,21 @@ class DistillationModule(LightningModule):
         self.distiller.train()
         if self.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
+        self._compute = self._compiled()
         if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
             self.distiller.check_schedule(self.trainer.max_epochs)
+
+    def on_train_start(self) -> None:
+        """Begin to watch over what is computed, where it is computed."""
+        optimizer = self._optimizer
+        gated = optimizer is not None and is_gated(optimizer) and self._scaler is None
+        self._watch = FiniteWatch(self.device, gated)
+        if gated:
+            optimizer.found_inf = self._watch.flag  # type: ignore[union-attr]
 
     def on_train_epoch_start(self) -> None:
         """Tell the method which epoch begins."""
         self.distiller.set_epoch(self.current_epoch)
-
-    def on_train_epoch_end(self) -> None:
-        """Put on disk what was recorded; Lightning writes the epoch's checkpoint after that."""
-        if self.recorded is not None:
-            self.recorded.flush()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """One batch, inputs and labels and, if there are, the samples' indices and views → the loss to minimise.
@@ -101,16 +114,45 @@ class DistillationModule(LightningModule):
         """
         del batch_idx
         inputs, targets, *numbers = self._laid_out(batch)
-        losses = self.distiller(inputs, targets, **self._context(inputs, numbers))
-        self._check_finite(losses.terms)
-        size = len(targets)
-        self.log("train/loss", losses.total, on_step=False, on_epoch=True, batch_size=size)
-        for name, term in losses.terms.items():
-            self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size)
-        self.train_accuracy(losses.logits, targets)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        context = self._context(inputs, numbers)
+        before = randomness(self.device)
+        losses = self._compute(inputs, targets, **context)
+        hits = (losses.logits.argmax(1) == targets).float().mean()
+        row = torch.stack([value.detach().float() for value in (losses.total, hits, *losses.terms.values())])
+        # Slices of the row, as what a CUDA graph gives is gone in the next step.
+        terms = dict(zip(losses.terms, row[2:], strict=True))
+        self._step = Step(self.current_epoch, self.global_step, inputs, targets, context, before, terms)
+        self._watch.look(row)
+        if not self._watch.lag and self.trainer.world_size == 1:
+            self._stop_at(self._watch.first_bad(self._step))
+        names = ("train/loss", "train/accuracy", *(f"train/{name}" for name in terms))
+        self.train_means.add(names, row, len(targets))
+        if self.trainer.is_last_batch:
+            self._log_means()
         total: Tensor = losses.total
         return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look at the gradients before they are used.
+
+        Raises:
+            DivergedError: one of them, or a loss before it, is NaN or infinite.
+        """
+        assert self._step is not None
+        if self._scaler is None:  # gradients that were scaled up may overflow; the scaler skips their step
+            self._watch.look_at_gradients(self._learners)
+        if self.trainer.world_size > 1:  # so that all processes stop, and none waits for another
+            self._watch.flag = self.trainer.strategy.reduce(self._watch.flag, reduce_op="max")
+        if is_gated(optimizer) and self._scaler is None:
+            optimizer.found_inf = self._watch.flag  # type: ignore[attr-defined]
+        self._stop_at(self._watch.first_bad(self._step))
+
+    def on_train_epoch_end(self) -> None:
+        """Put on disk what was recorded; Lightning writes the epoch's checkpoint after that."""
+        self._stop_at(self._watch.drain())
+        self._log_means()  # where the epoch was cut short
+        if self.recorded is not None:
+            self.recorded.flush()
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Log the student's cross-entropy and accuracy."""
@@ -119,7 +161,8 @@ class DistillationModule(LightningModule):
         logits = self(inputs)
         self.val_accuracy(logits, targets)
         size = len(targets)
-        self.log(f"{self.watched}/loss", F.cross_entropy(logits, targets), on_epoch=True, batch_size=size)
+        loss = F.cross_entropy(logits, targets)
+        self.log(f"{self.watched}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
         self.log(f"{self.watched}/accuracy", self.val_accuracy, on_epoch=True, batch_size=size)
 
     def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
@@ -131,9 +174,59 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer over student and the method's own modules, schedule per epoch."""
-        learners = [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
-        optimizer = self.make_optimizer(learners)
+        optimizer = self.make_optimizer(self._learners)
+        if self.trainer.gradient_clip_val is None:  # Lightning refuses to clip for fused optimizers
+            optimizer = fused(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the means so far, which are empty between two epochs."""
+        checkpoint["train_means"] = self.train_means.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the means."""
+        self.train_means.load_state_dict(checkpoint["train_means"])
+
+    @property
+    def _learners(self) -> list[Parameter]:
+        return [parameter for parameter in self.distiller.parameters() if parameter.requires_grad]
+
+    @property
+    def _optimizer(self) -> Optimizer | None:
+        optimizers = self.trainer.optimizers
+        return optimizers[0] if optimizers else None
+
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def _compiled(self) -> Callable[..., Losses]:
+        chosen = self.compile_mode
+        if chosen == "auto":
+            alone = self.trainer.world_size == 1
+            mode = best_compile(self.device, int(self.trainer.estimated_stepping_batches)) if alone else "off"
+            return compiled(self.distiller, mode, or_not=True)
+        if chosen != "off" and not self.distiller.compiles:
+            warnings.warn(
+                f"compile has no effect on {type(self.distiller).__name__}, which is no one graph", stacklevel=2
+            )
+        return compiled(self.distiller, chosen)
+
+    def _log_means(self) -> None:
+        means = self.train_means.means(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        self.train_means.clear()
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+
+    def _stop_at(self, step: Step | None) -> None:
+        if step is None:
+            return
+        found = diagnose(self.distiller, step)
+        said = str(found) or "it happened in another process, or taking the step again gives finite numbers"
+        raise DivergedError(
+            f"the loss is no longer finite in epoch {step.epoch}, step {step.number}: {said}; "
+            "the optimizer step was not taken; a lower learning rate is the usual mend",
+            step,
+        )
 
     def _context(self, inputs: Any, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
         context = {"indices": numbers[0]} if numbers and self.distiller.needs_indices else {}
@@ -160,14 +253,3 @@ class DistillationModule(LightningModule):
         if epochs is None or epochs < 0:
             raise ValueError("the cosine schedule needs max_epochs of the Trainer; set it, or give a scheduler")
         return CosineAnnealingLR(optimizer, T_max=max(epochs, 1))
-
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
-        values = torch.stack([term.detach() for term in terms.values()])
-        if torch.isfinite(values).all():  # the only wait for the device in a step
-            return
-        bad = {name: value for name, value in zip(terms, values.tolist(), strict=True) if value - value != 0}
-        listed = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        raise DivergedError(
-            f"the loss is no longer finite in epoch {self.current_epoch}, step {self.global_step}: {listed}; "
-            "the optimizer step was not taken; a lower learning rate is the usual mend"
-        )

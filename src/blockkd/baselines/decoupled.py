@@ -1,9 +1,10 @@
 """Decoupled knowledge distillation with its schedule."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockkd.baselines.logits import KD
 from blockkd.objectives import DKD, LogitDistance
+from blockkd.schedules import EpochWeight, warmup
 
 
 class DecoupledKD(KD):
@@ -38,7 +39,7 @@ class DecoupledKD(KD):
         distance: LogitDistance | None = None,
     ) -> None:
         super().__init__(teacher, student, alpha, beta, distance if distance is not None else DKD())
-        self.full_beta, self.warmup_epochs = beta, warmup_epochs
+        self.warmup_epochs, self._warmed = warmup_epochs, EpochWeight()
         if warmup_epochs < 0:
             raise ValueError(f"warmup_epochs is {warmup_epochs}, expected 0 (no warm-up) or more")
         self.set_epoch(0)
@@ -46,9 +47,7 @@ class DecoupledKD(KD):
     def set_epoch(self, epoch: int) -> None:
         """Tell the method which epoch (from 0) begins; sets the weight of the teacher's logits for it."""
         super().set_epoch(epoch)
-        self.beta = self.full_beta * warmup(epoch, self.warmup_epochs)
+        self._warmed.set(self.beta * warmup(epoch, self.warmup_epochs))
 
-
-def warmup(epoch: int, epochs: int) -> float:
-    """The share of a weight that counts in this epoch (from 0) when it grows linearly over so many: ``(e + 1) / E``."""
-    return min((epoch + 1) / epochs, 1.0) if epochs else 1.0
+    def _beta_now(self) -> float | Tensor:
+        return self._warmed.now()

@@ -1,7 +1,7 @@
 """Methods that compare what the networks' last layers are given."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class EmbeddingDistiller(Distiller):
     Raises:
         ValueError: a network without such a layer, or weights below zero.
     """
+
+    compiles: ClassVar[bool] = False  # hooks, put on and taken off in each step, catch what the last layers are given
 
     def __init__(
         self,

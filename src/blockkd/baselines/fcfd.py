@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.baselines.bridges import Bridges
-from blockkd.baselines.decoupled import warmup
 from blockkd.baselines.features import hint_loss
 from blockkd.baselines.logits import kd_terms
 from blockkd.blocks import Blocks
@@ -21,6 +20,7 @@ from blockkd.blockwise import BlockwiseDistiller
 from blockkd.distiller import Losses
 from blockkd.objectives import KL, LogitDistance
 from blockkd.randomness import derived_seed
+from blockkd.schedules import warmup
 from blockkd.tracing import undisturbed
 
 
@@ -79,6 +79,7 @@ class FCFD(BlockwiseDistiller):
     """
 
     reads_batch_norm: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False  # each step draws its paths
 
     def __init__(
         self,

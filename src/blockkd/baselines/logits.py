@@ -72,7 +72,10 @@ class KD(Distiller):
         """One batch, with the teacher's logits if known → the losses ``task/student`` and ``distill/student``."""
         logits = self.student(inputs, **context)
         target = self.teacher_logits(inputs, recorded, **context)
-        return Losses.of(kd_terms(logits, targets, target, self.alpha, self.beta, self.distance), logits)
+        return Losses.of(kd_terms(logits, targets, target, self.alpha, self._beta_now(), self.distance), logits)
+
+    def _beta_now(self) -> float | Tensor:
+        return self.beta
 
 
 def kd_terms(
@@ -80,7 +83,7 @@ def kd_terms(
     targets: Int[Tensor, " B"],
     target: Float[Tensor, "..."],
     alpha: float,
-    beta: float,
+    beta: float | Tensor,
     distance: LogitDistance,
 ) -> dict[str, Float[Tensor, ""]]:
     """What the student's own logits are trained by, ``α · CE(Y^S, y)`` and ``β · d_L(Y^S, Y^T)``.
@@ -90,7 +93,7 @@ def kd_terms(
         targets: labels ``(B,)``.
         target: the teacher's logits ``(B, K)``.
         alpha: weight α; 0 leaves the term out.
-        beta: weight β; 0 leaves the term out.
+        beta: weight β; the number 0 leaves the term out.
         distance: the logit distance ``d_L``.
 
     Returns:
@@ -103,6 +106,6 @@ def kd_terms(
     terms = {}
     if alpha:
         terms["task/student"] = alpha * cross_entropy(logits, targets)
-    if beta:
+    if isinstance(beta, Tensor) or beta:
         terms["distill/student"] = beta * distance(logits, target, targets)
     return terms

@@ -1,7 +1,7 @@
 """ReviewKD: every stage of the teacher is taught to the student's stages up to and beyond it, from the deepest back."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockkd.baselines.block_features import FeatureDistiller
-from blockkd.baselines.decoupled import warmup
 from blockkd.baselines.heads import Head
 from blockkd.baselines.numerics import widen
 from blockkd.baselines.preactivation import check_maps, cut_before_relu
@@ -17,6 +16,7 @@ from blockkd.blocks import Blocks
 from blockkd.connectors import to_maps
 from blockkd.distiller import Losses
 from blockkd.examples import example_for
+from blockkd.schedules import warmup
 
 MAX_WIDTH = 512  # channels in which features are fused, at most
 PYRAMID = (4, 2, 1)  # grids of the hierarchical context loss beside the full one
@@ -46,6 +46,7 @@ class ReviewKD(FeatureDistiller):
         ValueError: a feature is no map, or a network does not end in a linear layer.
     """
 
+    compiles: ClassVar[bool] = False  # hooks catch what the last layers are given
     fusions: nn.ModuleList
 
     def __init__(

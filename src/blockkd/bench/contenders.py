@@ -1,25 +1,24 @@
 """What is timed: every method on the same pair of networks, each with copies of its own."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from blockkd import costs
+from blockkd import costs, devices
 from blockkd.baselines.decoupled import DecoupledKD
 from blockkd.baselines.logits import KD, CrossEntropy
 from blockkd.baselines.review import ReviewKD
 from blockkd.bench.naive import NaiveBlockKD
 from blockkd.block_kd import BlockKD
+from blockkd.devices import Mode, fused
 from blockkd.distiller import Distiller
 from blockkd.folding import fold_batch_norm
 
-Compile = Literal["off", "default", "reduce-overhead"]
 NAIVE, KD_FOLDED, ALL_FOLDED, LAST_FOLDED = (
     "all stones, naive",
     "KD, folded",
@@ -69,23 +68,21 @@ class Contender:
         distiller: Distiller,
         batch: Batch,
         learned: Iterable[nn.Parameter] | None = None,
-        compiled: Compile = "off",
+        compiled: Mode = "off",
     ) -> None:
         self.name, self.batch = name, batch
         self.distiller = distiller.to(batch.device).train()
         learned = [p for p in (self.distiller.parameters() if learned is None else learned) if p.requires_grad]
         # The field's optimizer for CIFAR-100; a rate at which nothing diverges on noise.
-        self.optimizer = torch.optim.SGD(learned, lr=1e-4, momentum=0.9, weight_decay=5e-4)
-        self._run: Callable[[Tensor, Tensor], object] = distiller
-        if compiled != "off":
-            self._run = torch.compile(distiller, mode=compiled)
+        self.optimizer = fused(torch.optim.SGD(learned, lr=1e-4, momentum=0.9, weight_decay=5e-4))
+        self._compute = devices.compiled(distiller, compiled)
 
     def step(self) -> None:
         """One training step."""
         self.optimizer.zero_grad()
         with self.batch.precision():
-            losses = self._run(self.batch.images, self.batch.labels)
-        losses.total.backward()  # type: ignore[attr-defined]
+            losses = self._compute(self.batch.images, self.batch.labels)
+        losses.total.backward()
         self.optimizer.step()
 
     def flops(self) -> int:
@@ -100,7 +97,7 @@ class Contender:
 
 
 def contenders(
-    teacher: nn.Module, student: nn.Module, batch: Batch, *, channels_last: bool = False, compiled: Compile = "off"
+    teacher: nn.Module, student: nn.Module, batch: Batch, *, channels_last: bool = False, compiled: Mode = "off"
 ) -> Iterator[Contender]:
     """All of ours, one after the other: without teacher, with it as it is, with its batch norm folded, and naive.
 

@@ -35,12 +35,12 @@ from blockkd.commands.slices import Deadline
 from blockkd.comparison import summarise
 from blockkd.comparison_figure import comparison_figure
 from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
+from blockkd.divergence import DivergedError
 from blockkd.environment import environment
 from blockkd.models.named import Named
 from blockkd.published import Published, published, published_pairs
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import Job, Row, RunFolder, write_csv, write_text
-from blockkd.training import DivergedError
 
 TABLE, TEXT, FIGURE = "comparison.csv", "comparison.md", "comparison.png"
 # How many classes and training images the published numbers of a task belong to.

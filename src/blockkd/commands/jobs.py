@@ -27,12 +27,13 @@ from blockkd.commands.recipe import (
 from blockkd.commands.slices import Deadline
 from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
+from blockkd.divergence import DivergedError
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
 from blockkd.recording import RecordedTeacher, record_teacher
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
-from blockkd.training import DistillationModule, DivergedError
+from blockkd.training import DistillationModule
 
 MIB = 2**20
 COST_IMAGES = 64
@@ -130,7 +131,9 @@ def _module(
     scheduler: SchedulerFactory | None,
     recorded: RecordedTeacher | None = None,
 ) -> DistillationModule:
-    return DistillationModule(distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last, recorded)
+    return DistillationModule(
+        distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last, recorded, recipe.compile
+    )
 
 
 def _record(

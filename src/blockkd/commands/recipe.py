@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from blockkd.data.images import ImageData
+from blockkd.devices import Compile
 from blockkd.distiller import Distiller
 from blockkd.models.named import Named
 
@@ -76,6 +77,8 @@ class TeachRecipe:
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
             independent of how many cores there are.
         channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
+        compile: compile the step into one graph: off, default, reduce-overhead (records CUDA graphs), or auto, which is
+            reduce-overhead on one GPU for more than a few thousand steps, and off else. Changes results by rounding.
         trainer: options of Lightning's Trainer.
     """
 
@@ -84,6 +87,7 @@ class TeachRecipe:
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
     channels_last: bool = False
+    compile: Compile = "auto"
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
 
@@ -106,6 +110,8 @@ class DistillRecipe(TeachRecipe):
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
             independent of how many cores there are.
         channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
+        compile: compile the step into one graph: off, default, reduce-overhead (records CUDA graphs), or auto, which is
+            reduce-overhead on one GPU for more than a few thousand steps, and off else. Changes results by rounding.
         fold_teacher: fold the teacher's batch norm into its convolutions, for methods that do not look at it; the
             same up to rounding, and faster.
         record_teacher: keep the teacher's logits for every view of every training image, for all methods that need

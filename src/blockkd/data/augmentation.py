@@ -118,7 +118,7 @@ class PadCropFlip(AugmentedImages):
     def on(self, device: torch.device) -> "PadCropFlip | None":
         """The same images on a device, padded once for all, or None where they are not in memory."""
         source = self.source.on(device)
-        if source is None:
+        if not isinstance(source, RawImages):
             return None
         there = copy.copy(self)
         there.source, there._padded = source, None if device.type == "cpu" else pad(source.images)
