@@ -1,19 +1,29 @@
 """``blockkd bench``: the naive reference is Block-KD, the clock takes turns, what is printed is what was measured."""
 
-# mypy: disable-error-code="misc, no-untyped-def, operator, union-attr"
-
 import copy
 import csv
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from blockkd import BlockKD
-from blockkd.bench.contenders import ALL_FOLDED, KD_FOLDED, LAST_FOLDED, NAIVE, Batch, Contender, contenders, settle
+from blockkd.bench.contenders import (
+    ALL_FOLDED,
+    KD_FOLDED,
+    LAST_FOLDED,
+    LAST_RECORDED,
+    NAIVE,
+    Batch,
+    Contender,
+    contenders,
+    settle,
+)
 from blockkd.bench.mdistiller import Checkout
 from blockkd.bench.measuring import Measured, interleaved
 from blockkd.bench.naive import NaiveBlockKD
@@ -33,7 +43,7 @@ def networks() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 @pytest.mark.parametrize("options", [{"stones": [2, 3]}, {"alpha": 0.5, "beta": 2.0, "stone_weights": [3.0, 1.0, 2.0]}])
-def test_the_naive_reference_has_the_losses_and_gradients_of_block_kd(options) -> None:
+def test_the_naive_reference_has_the_losses_and_gradients_of_block_kd(options: dict[str, Any]) -> None:
     teacher, student = networks()
     ours = BlockKD(teacher, student, IMAGES, **options).double()
     naive = NaiveBlockKD(copy.deepcopy(ours))
@@ -46,6 +56,8 @@ def test_the_naive_reference_has_the_losses_and_gradients_of_block_kd(options) -
     gradients = dict(naive.named_parameters())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(gradients[name].grad, parameter.grad)
+    assert naive.teacher is not None
+    assert ours.teacher is not None
     assert any(parameter.grad is not None for parameter in naive.teacher.parameters())  # which ours does not compute
     assert all(parameter.grad is None for parameter in ours.teacher.parameters())
 
@@ -68,8 +80,10 @@ def test_twenty_steps_of_the_fast_path_are_those_of_the_naive_one(channels_last:
 
 def test_channels_last_weights_are_switch_enough() -> None:
     found = {c.name: c for c in contenders(*networks(), Batch(IMAGES, LABELS), channels_last=True)}
-    features, _ = found[ALL_FOLDED].distiller.student_features(IMAGES)
-    theirs, _ = found[ALL_FOLDED].distiller.teacher_features(IMAGES)
+    distiller = found[ALL_FOLDED].distiller
+    assert isinstance(distiller, BlockKD)
+    features, _ = distiller.student_features(IMAGES)
+    theirs, _ = distiller.teacher_features(IMAGES)
     assert IMAGES.is_contiguous()
     for feature in (*features, *theirs):
         assert feature.is_contiguous(memory_format=torch.channels_last)
@@ -78,7 +92,7 @@ def test_channels_last_weights_are_switch_enough() -> None:
 def test_every_contender_takes_steps_and_is_counted() -> None:
     batch = Batch(IMAGES, LABELS, bf16=True)
     found = list(contenders(*networks(), batch))
-    assert len(found) == len({c.name for c in found}) == 14
+    assert len(found) == len({c.name for c in found}) == 19
     flops = {}
     for contender in found:
         before = [p.clone() for p in contender.distiller.parameters()]
@@ -87,13 +101,16 @@ def test_every_contender_takes_steps_and_is_counted() -> None:
         flops[contender.name] = contender.flops()
         assert contender.saved_bytes() > 0
     assert flops["cross-entropy"] < flops["KD"] == flops[KD_FOLDED] < flops[LAST_FOLDED] < flops[ALL_FOLDED]
+    teacher = flops["KD"] - flops["KD, recorded"]  # its forward pass, which is all that a record saves
+    assert teacher > 0
+    assert flops[LAST_FOLDED] - flops[LAST_RECORDED] == teacher
     assert flops[ALL_FOLDED] == flops["all stones"] < flops[NAIVE]  # which has the gradients of the teacher's weights
 
 
 def test_the_clock_takes_turns() -> None:
     turns: list[str] = []
 
-    def step(name: str, seconds: float):
+    def step(name: str, seconds: float) -> Callable[[], None]:
         def run() -> None:
             turns.append(name)
             time.sleep(seconds)
@@ -117,12 +134,15 @@ def test_targets_compare_round_by_round() -> None:
         KD_FOLDED: measured(1.0, 1.0, 3.0),
         ALL_FOLDED: measured(2.0, 2.4, 6.6, saved=60),
         LAST_FOLDED: measured(1.2, 1.2, 3.6),
+        LAST_RECORDED: measured(0.5, 0.7, 1.8),
         NAIVE: measured(4.0, 4.0, 9.0, saved=100),
     }
-    every, naive, last, memory = targets(found)
+    every, naive, last, recorded, memory = targets(found)
     assert [every.got.low, every.got.median, every.got.high] == pytest.approx([2.1, 2.2, 2.3])
     assert every.reached
     assert not last.reached
+    assert recorded.got.median == pytest.approx(0.6)
+    assert recorded.reached
     assert naive.got.median == pytest.approx(0.6)
     assert (memory.got.median, memory.reached) == (0.6, True)
     assert str(last).startswith("MISSED ")
@@ -206,7 +226,7 @@ distiller_dict = {"NONE": Vanilla, "KD": KD, "CRD": CRD}
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FAKE.items():
         path = tmp_path / "fake" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +246,8 @@ def test_an_mdistiller_checkout_is_timed_beside_ours(checkout: Path) -> None:
     assert kinds[:2] == ["mdistiller CE", "mdistiller KD"]
     assert kinds[2].startswith("mdistiller CRD is left out: TypeError:")
     kd = found[1]
-    inner = kd.distiller.inner
+    assert isinstance(kd, Contender)
+    inner: Any = kd.distiller.inner
     assert inner.weight == 7.0  # of the pair's own configuration
     frozen = copy.deepcopy(inner.teacher.state_dict())
     before = [p.clone() for p in inner.student.parameters()]
@@ -244,7 +265,7 @@ def test_the_command_writes_what_it_prints(checkout: Path, tmp_path: Path, capsy
     said = run_bench(capsys, f"--output={folder}", f"--against={checkout}", "--rounds=2", "--precision=bf16")
     with (folder / "bench.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 14 + 2
+    assert len(rows) == 19 + 2
     assert all(name in said for name in rows)
     assert float(rows["KD"]["of_kd"]) == 1
     assert "mdistiller KD" in rows
@@ -258,7 +279,7 @@ def test_the_command_writes_what_it_prints(checkout: Path, tmp_path: Path, capsy
     assert stored["settings"]["teacher"] == "resnet8"
     assert stored["settings"]["channels_last"] in (True, False)  # what auto came to
     assert stored["environment"]["torch"] == torch.__version__
-    assert len(stored["targets"]) == 4
+    assert len(stored["targets"]) == 5
     assert all(line in said for line in stored["targets"])
     with pytest.raises(InvalidInputError, match="another folder"):
         bench.run([*SMALL, f"--output={folder}"])

@@ -1,19 +1,26 @@
 """Batches cut on the device are the DataLoader's batches."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import blockkd
 from blockkd.data import Digits, EpochSampler, HubImages, LabelledImages
 from blockkd.data.augmentation import PADDING, PadCropFlip, RandomResizedCrop, crop_flip, pad
 from blockkd.data.images import ShareSampler
 from blockkd.data.pixels import PixelImages
 from blockkd.data.resident import ResidentLoader, resident
+from blockkd.divergence import FiniteWatch
+from blockkd.training import DistillationModule
 from tests.image_files import PLAIN, datasets, own_cache, tables
+from tests.test_training import trainer
 
 __all__ = ["own_cache"]  # a fixture, used by being here
 
@@ -141,3 +148,35 @@ def test_processes_share_what_is_evaluated_without_loss_or_repetition(ranks: int
     shares = [ShareSampler(10, ranks, rank) for rank in range(ranks)]
     assert sorted(index for share in shares for index in share) == list(range(10))
     assert [len(list(share)) for share in shares] == [len(share) for share in shares]
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the host asks for a value, which on a GPU is to wait for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU with a fused optimizer: whatever is read, is read once an epoch."""
+    monkeypatch.setattr(FiniteWatch, "first_bad", Mock(return_value=None))
+    monkeypatch.setattr("blockkd.baselines.logits.check_logits", Mock())  # it looks at labels on the CPU only
+    reads: list[int] = []
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+
+    class Watched(DistillationModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            del args
+            reads.append(mode.count)
+
+    module = Watched(blockkd.KD(teacher, student), partial(torch.optim.SGD, lr=0.1))
+    mode = Reads()  # type: ignore[no-untyped-call]
+    with mode:
+        trainer(tmp_path, epochs=2).fit(module, datamodule=Digits())
+    steps = len(reads) // 2
+    for epoch in (reads[:steps], reads[steps:]):
+        assert len(set(epoch)) == 1

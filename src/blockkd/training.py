@@ -207,9 +207,8 @@ class DistillationModule(LightningModule):
             mode = best_compile(self.device, int(self.trainer.estimated_stepping_batches)) if alone else "off"
             return compiled(self.distiller, mode, or_not=True)
         if chosen != "off" and not self.distiller.compiles:
-            warnings.warn(
-                f"compile has no effect on {type(self.distiller).__name__}, which is no one graph", stacklevel=2
-            )
+            name = type(self.distiller).__name__
+            warnings.warn(f"compile has no effect on {name}, whose step is not one graph", stacklevel=2)
         return compiled(self.distiller, chosen)
 
     def _log_means(self) -> None:

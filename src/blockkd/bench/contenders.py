@@ -19,12 +19,14 @@ from blockkd.devices import Mode, fused
 from blockkd.distiller import Distiller
 from blockkd.folding import fold_batch_norm
 
-NAIVE, KD_FOLDED, ALL_FOLDED, LAST_FOLDED = (
+NAIVE, KD_FOLDED, ALL_FOLDED, LAST_FOLDED, LAST_RECORDED = (
     "all stones, naive",
     "KD, folded",
     "all stones, folded",
     "last stone, folded",
+    "last stone, recorded",
 )
+RECORDED = ", recorded"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Contender:
         batch: taken in every step.
         learned: what the optimizer changes; by default all parameters of the distiller.
         compiled: how the distiller is compiled.
+        recorded: what the teacher has said of the batch, ``(B, K)``; then it is not run.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Contender:
         batch: Batch,
         learned: Iterable[nn.Parameter] | None = None,
         compiled: Mode = "off",
+        recorded: Tensor | None = None,
     ) -> None:
         self.name, self.batch = name, batch
+        self.context = {} if recorded is None else {"recorded": recorded}
         self.distiller = distiller.to(batch.device).train()
         learned = [p for p in (self.distiller.parameters() if learned is None else learned) if p.requires_grad]
         # The field's optimizer for CIFAR-100; a rate at which nothing diverges on noise.
@@ -81,25 +86,26 @@ class Contender:
         """One training step."""
         self.optimizer.zero_grad()
         with self.batch.precision():
-            losses = self._compute(self.batch.images, self.batch.labels)
+            losses = self._compute(self.batch.images, self.batch.labels, **self.context)
         losses.total.backward()
         self.optimizer.step()
 
     def flops(self) -> int:
         """Floating-point operations of a step, a multiply-add counted as two."""
         with self.batch.precision():
-            return costs.step_flops(self.distiller, self.batch.images, self.batch.labels)
+            return costs.step_flops(self.distiller, self.batch.images, self.batch.labels, **self.context)
 
     def saved_bytes(self) -> int:
         """What is kept for the backward pass."""
         with self.batch.precision():
-            return costs.saved_bytes(self.distiller, self.batch.images, self.batch.labels)
+            return costs.saved_bytes(self.distiller, self.batch.images, self.batch.labels, **self.context)
 
 
 def contenders(
     teacher: nn.Module, student: nn.Module, batch: Batch, *, channels_last: bool = False, compiled: Mode = "off"
 ) -> Iterator[Contender]:
-    """All of ours, one after the other: without teacher, with it as it is, with its batch norm folded, and naive.
+    """All of ours, one after the other: without teacher, with it as it is, with its batch norm folded, with its logits
+    recorded, and naive.
 
     Args:
         teacher, student: on the batch's device; copied for each contender.
@@ -110,27 +116,35 @@ def contenders(
     for name, distiller in _methods(teacher, student, batch.images[:2]):
         if channels_last:
             distiller.to(memory_format=torch.channels_last)
-        yield Contender(name, distiller, batch, compiled=compiled)
+        recorded = _logits(distiller, batch) if name.endswith(RECORDED) else None
+        yield Contender(name, distiller, batch, compiled=compiled, recorded=recorded)
     naive = NaiveBlockKD(BlockKD(copy.deepcopy(teacher), copy.deepcopy(student), batch.images[:2]))
     yield Contender(NAIVE, naive, batch)
 
 
 def _methods(teacher: nn.Module, student: nn.Module, few: Tensor) -> Iterator[tuple[str, Distiller]]:
     yield "cross-entropy", CrossEntropy(None, copy.deepcopy(student))
-    for suffix, frozen in (("", teacher), (", folded", fold_batch_norm(teacher, few))):
+    folded = fold_batch_norm(teacher, few)
+    for suffix, frozen in (("", teacher), (", folded", folded), (RECORDED, folded)):
 
         def pair(frozen: nn.Module = frozen) -> tuple[nn.Module, nn.Module]:
             return copy.deepcopy(frozen), copy.deepcopy(student)
 
         yield f"KD{suffix}", KD(*pair())
         yield f"DKD{suffix}", DecoupledKD(*pair())
-        yield f"ReviewKD{suffix}", ReviewKD(*pair(), few)
+        if suffix != RECORDED:  # it needs the teacher's features
+            yield f"ReviewKD{suffix}", ReviewKD(*pair(), few)
         last = BlockKD(*pair(), few, stones="last")
         n = len(last.student_blocks)
         yield f"last stone{suffix}", last
         if n > 2:  # with two blocks these are all
             yield f"last two stones{suffix}", BlockKD(*pair(), few, stones=[n - 1, n])
         yield f"all stones{suffix}", BlockKD(*pair(), few)
+
+
+def _logits(distiller: Distiller, batch: Batch) -> Tensor:
+    with batch.precision():
+        return distiller.to(batch.device).teacher_logits(batch.images).clone()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from blockkd.bench.contenders import ALL_FOLDED, KD_FOLDED, LAST_FOLDED, NAIVE
+from blockkd.bench.contenders import ALL_FOLDED, KD_FOLDED, LAST_FOLDED, LAST_RECORDED, NAIVE
 from blockkd.bench.measuring import Measured, Spread
 
 BASE = "KD"
@@ -41,12 +41,14 @@ class Target:
 
 def targets(found: Mapping[str, Measured]) -> list[Target]:
     """What Block-KD is to cost: its arithmetic, and not more."""
-    every, last, kd, naive = (found[name] for name in (ALL_FOLDED, LAST_FOLDED, KD_FOLDED, NAIVE))
+    names = ALL_FOLDED, LAST_FOLDED, LAST_RECORDED, KD_FOLDED, NAIVE
+    every, last, recorded, kd, naive = (found[name] for name in names)
     memory = every.saved / naive.saved
     return [
         Target("seconds, all stones to KD, both folded", 2.4, every.ratio(kd)),
         Target("seconds, all stones folded to all stones naive", 0.66, every.ratio(naive)),
         Target("seconds, last stone to KD, both folded", 1.05, last.ratio(kd)),
+        Target("seconds, last stone recorded to KD with a live teacher, both folded", 0.75, recorded.ratio(kd)),
         Target("saved activations, all stones folded to all stones naive", 0.6, Spread(memory, memory, memory)),
     ]
 
