@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._utils import ExceptionWrapper
 
 from blockkd.data import HubImages, ImageFileError, memory
+from blockkd.data.augmentation import CountedCrops
 from blockkd.data.corrupt import CorruptImageError
 from blockkd.data.images import EpochSampler, Loader
 from blockkd.data.pixels import EncodedImages
@@ -210,3 +211,27 @@ def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_decoded(
 def test_the_machine_says_how_much_memory_it_has() -> None:
     there = memory.machine_memory()
     assert there is None or 2**27 < there < 2**50
+
+
+def test_images_that_stay_files_are_known_by_which_they_are_and_by_some_of_them(tmp_path: Path) -> None:
+    def identity(path: Path, **settings: Any) -> dict[str, str]:
+        return encoded(path, **settings).parts.train.identity()
+
+    path = image_folder(tmp_path / "data", per_class=8)
+    first = identity(path)
+    assert first == identity(path)
+    assert "files)" in first["images"]
+    assert first != identity(path, image_side=4)
+    assert identity(path, val_share=0.25) != identity(path, val_share=0.25, split_seed=1)
+    assert first["normalisation"] != identity(path, mean=(0.1, 0.2, 0.3))["normalisation"]
+    picture(99).save(path / "train" / "bee" / "03.png")
+    assert first != identity(path)
+
+
+def test_a_number_of_views_belongs_to_random_resized_crops(tmp_path: Path) -> None:
+    path = image_folder(tmp_path / "data", per_class=8)
+    data = encoded(path, augmentation="random_resized_crop", n_views=2)
+    assert isinstance(data.training_images(EpochSampler(len(data.parts.train), 0)), CountedCrops)
+    for wrong in ({"n_views": 0, "augmentation": "random_resized_crop"}, {"n_views": 2, "augmentation": None}):
+        with pytest.raises(ValueError, match="expected 1 or more, of random_resized_crop"):
+            encoded(path, **wrong)

@@ -165,3 +165,33 @@ def test_a_record_needs_batches_that_say_what_they_hold(tmp_path: Path) -> None:
         module.training_step((inputs, labels, indices), 0)
     with pytest.raises(ValueError, match="CrossEntropy needs more of its teacher than logits"):
         DistillationModule(CrossEntropy(None, network), torch.optim.SGD, recorded=record)
+
+
+def test_a_teacher_is_run_ahead_and_then_no_more(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = counted_runs(monkeypatch)
+    options = ["--record_teacher", "true", "--record_ahead", "true", "--record_top", "3"]
+    assert main(["distill", "--config", recipe, *options]) == 0
+    views = 256 * 162
+    ahead = -(-views // 512)
+    assert sum(shown[:ahead]) == views
+    assert len(shown) > ahead
+    assert not any(shown[ahead:])
+    assert (Path("runs/recorded/teacher_logits") / FILLED).read_bytes() == b"\x01" * views
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--record_ahead", "true"], "record_ahead says how the teacher is recorded, but record_teacher is false"),
+        (["--record_top", "3"], "record_top says how the teacher is recorded, but record_teacher is false"),
+        (["--record_top", "10", "--record_teacher", "true"], "record_top is 10, but there are 10 classes"),
+    ],
+)
+def test_ways_to_record_without_a_record_are_refused(
+    recipe: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", "--config", recipe, *options]) == 2
+    assert message in capsys.readouterr().err

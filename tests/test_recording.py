@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 import blockkd
 from blockkd.data import EpochSampler
-from blockkd.data.augmentation import PadCropFlip, RandomResizedCrop
-from blockkd.data.images import LabelledImages, NumberedImages, finite_views
+from blockkd.data.augmentation import CountedCrops, PadCropFlip, RandomResizedCrop
+from blockkd.data.images import FiniteViews, LabelledImages, NumberedImages, finite_views
 from blockkd.data.pixels import PixelImages
 from blockkd.models import ResNet
+from blockkd.recording import (
+    CLASSES as CLASSES_FILE,
+)
 from blockkd.recording import (
     FILLED,
     IDENTITY,
@@ -26,9 +29,12 @@ from blockkd.recording import (
     LogitTable,
     RecordedTeacher,
     RecordError,
+    fill,
+    pack,
     record_teacher,
     table_bytes,
     teacher_identity,
+    unpack,
 )
 
 ROUNDING = 2**-11  # of float16: half of its last digit, as a share of the number
@@ -97,7 +103,7 @@ def test_all_162_views_equal_the_live_teacher(tmp_path: Path, resident: bool) ->
         record.flush()
     assert live.abs().max() > 0.1  # not a comparison of zeros
     if resident:
-        record.table.logits.zero_()  # nobody looks there any more
+        record.table.columns[0].zero_()  # nobody looks there any more
         assert torch.equal(record.lookup(torch.tensor(indices), views, shown, counted), recorded)
     assert bool(record.table.filled().all())
 
@@ -214,11 +220,11 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_record_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
-    LogitTable(tmp_path, {}, (7, 2, 10)).logits.fill_(3)
+    LogitTable(tmp_path, {}, (7, 2, 10)).columns[0].fill_(3)
     (tmp_path / IDENTITY).unlink()  # it is written last
     table = LogitTable(tmp_path, {}, (7, 2, 10))
     assert table.created
-    assert not table.logits.any()
+    assert not table.columns[0].any()
 
 
 def test_views_without_end_cannot_be_recorded() -> None:
@@ -264,7 +270,7 @@ def check_rows(folder: Path) -> int:
     shown = images.source.normalise(images.seen((rows // 162).tolist(), rows % 162)[0])
     with torch.no_grad():
         live = network(shown)
-    assert ((table.logits[rows].float() - live).abs() <= tolerance(live)).all()
+    assert ((table.columns[0][rows].float() - live).abs() <= tolerance(live)).all()
     return len(rows)
 
 
@@ -364,3 +370,104 @@ def test_the_identity_is_told_in_the_folder(tmp_path: Path) -> None:
     told = json.loads((tmp_path / IDENTITY).read_text())
     assert set(told) == {"teacher", "images", "normalisation", "augmentation", "shape"}
     assert told["augmentation"] == "pad by 4, crop, flip"
+
+
+@pytest.mark.parametrize("top", [1, 3, 4])
+def test_of_the_top_and_the_rest_the_softmax_stays(top: int) -> None:
+    logits = 3 * torch.randn(50, CLASSES, generator=torch.Generator().manual_seed(3))
+    again = unpack(pack(logits, top), CLASSES)
+    expected, got = logits.softmax(dim=1), again.softmax(dim=1)
+    for row in range(len(logits)):
+        order = logits[row].argsort(descending=True)
+        kept, others = order[:top], order[top:]
+        torch.testing.assert_close(got[row, kept], expected[row, kept], rtol=0.02, atol=0)
+        shared = expected[row, others].sum() / len(others)
+        torch.testing.assert_close(got[row, others], shared.expand(len(others)), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_record_of_the_top_gives_what_was_kept_of_the_live_teacher(tmp_path: Path, resident: bool) -> None:
+    network, images = teacher(), augmented()
+    record = record_teacher(tmp_path, network, images, CLASSES, top=2)
+    record.resident = resident
+    views = images.drawn()
+    batch, _ = images.batch(torch.arange(12), views)
+    with torch.no_grad():
+        live = network(batch)
+    for _ in range(2):  # written, and read again
+        got = record.lookup(torch.arange(12), views, batch, network)
+        torch.testing.assert_close(got, unpack(pack(live, 2), CLASSES), rtol=2e-3, atol=2e-3)
+        record.flush()
+    assert record.table.nbytes == table_bytes((12, 162, CLASSES), 2) == 12 * 162 * (3 * 2 + 2 * 4 + 1)
+    sizes = [(tmp_path / name).stat().st_size for name in (LOGITS, CLASSES_FILE, FILLED)]
+    assert sum(sizes) == record.table.nbytes
+    with pytest.raises(RecordError, match="the top 2 of them, now 12 images × 162 views × 5 classes:"):
+        record_teacher(tmp_path, network, images, CLASSES)
+
+
+@pytest.mark.parametrize("top", [0, 5])
+def test_a_top_that_is_none_is_refused(tmp_path: Path, top: int) -> None:
+    with pytest.raises(RecordError, match=rf"the top {top} of 5 classes cannot be kept: expected 1 … 4"):
+        LogitTable(tmp_path, {}, (7, 2, 5), top)
+
+
+def test_what_is_recorded_ahead_is_what_would_have_been_recorded(tmp_path: Path) -> None:
+    network, images = teacher(), augmented()
+    ahead = record_teacher(tmp_path / "ahead", network, images, CLASSES)
+    shown = 0
+
+    def counted(batch: Tensor) -> Tensor:
+        nonlocal shown
+        shown += len(batch)
+        logits: Tensor = network(batch)
+        return logits
+
+    for left in fill(ahead, images, counted, torch.device("cpu"), batch_size=100):
+        if left < 1000:
+            break  # as an interrupt would
+    ahead.flush()
+    done = int(ahead.table.filled().sum())
+    assert shown == done == 1000
+    again = record_teacher(tmp_path / "ahead", network, images, CLASSES)
+    assert [*fill(again, images, counted, torch.device("cpu"), batch_size=512)] == [432, 0]
+    assert shown == 12 * 162
+    assert bool(again.table.filled().all())
+    for index, view in ((3, 0), (11, 161), (0, 80)):
+        picture, _ = images.batch(torch.tensor([index]), torch.tensor([view]))
+        with torch.no_grad():
+            live = network(picture)
+        got = again.lookup(torch.tensor([index]), torch.tensor([view]), picture, nobody)
+        assert bool(((got - live).abs() <= tolerance(live)).all())
+    assert [*fill(again, images, nobody, torch.device("cpu"))] == []
+
+
+def nobody(batch: Tensor) -> Tensor:
+    raise AssertionError(f"the teacher was asked for {len(batch)} images")
+
+
+def test_counted_crops_repeat_for_all_seeds_and_can_be_recorded(tmp_path: Path) -> None:
+    def crops(seed: int, epoch: int) -> CountedCrops:
+        sampler = EpochSampler(12, seed)
+        sampler.set_epoch(epoch)
+        return CountedCrops(pictures(), sampler, (8, 8), n_views=3)
+
+    def seen(images: CountedCrops) -> Tensor:
+        return torch.stack([image for image, _ in images.__getitems__(list(range(12)))])
+
+    by_epoch = [seen(crops(0, epoch)) for epoch in range(6)]
+    assert torch.equal(torch.stack(by_epoch[:3]), torch.stack(by_epoch[3:]))
+    assert not torch.equal(by_epoch[0], by_epoch[1])
+    assert torch.equal(seen(crops(seed=9, epoch=4)), by_epoch[1])
+    images = crops(0, 4)
+    assert isinstance(images, FiniteViews)
+    assert images.drawn().tolist() == [1] * 12
+    every = torch.arange(12)
+    for view in range(3):
+        assert torch.equal(images.batch(every, torch.full((12,), view))[0], by_epoch[view])
+    mixed = torch.tensor([0, 1, 2] * 4)
+    expected = torch.stack([by_epoch[view][index] for index, view in enumerate(mixed.tolist())])
+    assert torch.equal(images.batch(every, mixed)[0], expected)
+    record = record_teacher(tmp_path, teacher(), images, CLASSES)
+    assert record.table.shape == (12, 3, CLASSES)
+    with pytest.raises(RecordError, match="augmentation: recorded 3 random resized crops to 8×8, flip, now 4 random"):
+        record_teacher(tmp_path, teacher(), CountedCrops(pictures(), EpochSampler(12, 0), (8, 8), 4), CLASSES)

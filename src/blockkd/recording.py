@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from blockkd.data.images import FiniteViews
 from blockkd.devices import has_room
 from blockkd.runs import write_text
 
-IDENTITY, LOGITS, FILLED = "identity.json", "logits.f16", "filled.u8"
+IDENTITY, LOGITS, CLASSES, FILLED = "identity.json", "logits.f16", "classes.i32", "filled.u8"
+FLUSHED = 50  # batches, after which what was recorded ahead is put on disk
 DTYPE = torch.float16  # rounds a logit z by at most 2^-11 · |z|
 
 
@@ -43,6 +44,9 @@ class LogitTable:
         folder: where the files are, or will be made.
         identity: all that the logits hang on, by name; short strings, such as hashes.
         shape: images, views of each, classes.
+        top: how many of the largest logits of a row are kept, and beside them one number for all others: the logarithm
+            of the sum of their exponentials, so that the softmax of those kept stays what it is, and the others share
+            what remains in equal parts. None keeps all.
 
     Attributes:
         created: whether the files were made just now.
@@ -52,9 +56,14 @@ class LogitTable:
             not enough space on its disk.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, str], shape: tuple[int, int, int]) -> None:
-        self.folder, self.shape = Path(folder), shape
-        wanted = dict(identity) | {"shape": f"{shape[0]} images × {shape[1]} views × {shape[2]} classes"}
+    def __init__(
+        self, folder: str | Path, identity: Mapping[str, str], shape: tuple[int, int, int], top: int | None = None
+    ) -> None:
+        if top is not None and not 1 <= top < shape[2]:
+            raise RecordError(f"the top {top} of {shape[2]} classes cannot be kept: expected 1 … {shape[2] - 1}")
+        self.folder, self.shape, self.top = Path(folder), shape, top
+        kept = "" if top is None else f", the top {top} of them"
+        wanted = dict(identity) | {"shape": f"{shape[0]} images × {shape[1]} views × {shape[2]} classes{kept}"}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             self.created = not (self.folder / IDENTITY).is_file()
@@ -62,17 +71,18 @@ class LogitTable:
                 self._create(wanted)
             self._check(wanted)
         rows = shape[0] * shape[1]
-        self._files = (
-            _mapped(self.folder / LOGITS, np.float16, (rows, shape[2])),
-            _mapped(self.folder / FILLED, np.uint8, (rows,)),
-        )
-        self.logits, self._marks = (torch.from_numpy(file) for file in self._files)
+        self._files = [_mapped(self.folder / LOGITS, np.float16, (rows, shape[2] if top is None else top + 1))]
+        if top is not None:
+            self._files.append(_mapped(self.folder / CLASSES, np.int32, (rows, top)))
+        self._marks_file = _mapped(self.folder / FILLED, np.uint8, (rows,))
+        self.columns = tuple(torch.from_numpy(file) for file in self._files)
+        self._marks = torch.from_numpy(self._marks_file)
         self._written = torch.zeros(rows, dtype=torch.bool)  # by this process since the last flush
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk, whether filled or not."""
-        return table_bytes(self.shape)
+        return table_bytes(self.shape, self.top)
 
     def filled(self, rows: Int[Tensor, " B"] | slice = slice(None)) -> Bool[Tensor, " B"]:
         """Which of these rows, of all when left out, are recorded, ``(B,)``."""
@@ -91,23 +101,28 @@ class LogitTable:
                 f"the teacher computes in {logits.dtype}, which is too coarse to be recorded for all: "
                 "take precision 32-true or a mixed one, or record no teacher"
             )
-        rounded = logits.to(DTYPE)
-        if not rounded.isfinite().all():
+        packed = pack(logits, self.top)
+        if not packed[0].isfinite().all():
             raise RecordError(
                 f"the teacher gives logits of {float(logits.abs().max()):g}, and float16 ends at "
                 f"{torch.finfo(DTYPE).max:g}: this teacher cannot be recorded"
             )
-        self.logits[rows] = rounded
+        for column, values in zip(self.columns, packed, strict=True):
+            column[rows] = values
         self._written[rows] = True
+
+    def read(self, columns: Sequence[Tensor]) -> Float[Tensor, "B K"]:
+        """The logits in float32 that rows of the table's columns stand for."""
+        return unpack(columns, self.shape[2])
 
     def flush(self) -> None:
         """Mark what was written as recorded, once it is on disk."""
         rows = self._written.nonzero()[:, 0]
-        logits, marks = self._files
         if len(rows):
-            logits.flush()
+            for file in self._files:
+                file.flush()
             self._marks[rows] = 1
-            marks.flush()
+            self._marks_file.flush()
             self._written.zero_()
 
     def _create(self, identity: Mapping[str, str]) -> None:
@@ -118,7 +133,7 @@ class LogitTable:
                 f"the teacher's logits, {said}, and the disk of {self.folder} has {free / 1e9:.2f} GB left: record in "
                 "a folder on another disk, or not at all"
             )
-        for name, size in ((LOGITS, needed - self._rows), (FILLED, self._rows)):
+        for name, size in self._sizes().items():
             _reserve(self.folder / name, size)
         write_text(self.folder / IDENTITY, json.dumps(identity, indent=2) + "\n")
 
@@ -131,9 +146,11 @@ class LogitTable:
                 "name another folder, or delete this one"
             )
 
-    @property
-    def _rows(self) -> int:
-        return self.shape[0] * self.shape[1]
+    def _sizes(self) -> dict[str, int]:
+        rows = self.shape[0] * self.shape[1]
+        if self.top is None:
+            return {LOGITS: rows * self.shape[2] * 2, FILLED: rows}
+        return {LOGITS: rows * (self.top + 1) * 2, CLASSES: rows * self.top * 4, FILLED: rows}
 
 
 class RecordedTeacher:
@@ -149,7 +166,7 @@ class RecordedTeacher:
 
     def __init__(self, table: LogitTable, resident: bool | None = None) -> None:
         self.table, self.resident = table, resident
-        self._copy: Tensor | None = None
+        self._copy: tuple[Tensor, ...] = ()  # of the table's columns
         self._copied = torch.zeros(0, dtype=torch.bool)  # which rows are in the copy
         self._complete = False  # whether all are
 
@@ -174,8 +191,9 @@ class RecordedTeacher:
         Raises:
             RecordError: there are no such images or views, or the teacher's logits cannot be recorded.
         """
-        if self._complete and self._copy is not None:
-            return self._copy[indices * self.table.shape[1] + views].to(images.dtype)
+        if self._complete and self._copy:
+            rows = indices * self.table.shape[1] + views
+            return self.table.read([column[rows] for column in self._copy]).to(images.dtype)
         rows = self._rows(indices, views)
         missing = ~self.table.filled(rows)
         if missing.any():
@@ -187,7 +205,7 @@ class RecordedTeacher:
     def flush(self) -> None:
         """Put on disk what was recorded since the last time, for other processes and later runs."""
         self.table.flush()
-        self._complete = self._copy is not None and bool(self._copied.all())
+        self._complete = bool(self._copy) and bool(self._copied.all())
 
     def _rows(self, indices: Tensor, views: Tensor) -> Int[Tensor, " B"]:
         which = torch.stack((indices, views)).cpu()
@@ -203,15 +221,16 @@ class RecordedTeacher:
         if self.resident is None:
             self.resident = device.type != "cpu" and has_room(self.table.nbytes, device)
         if not self.resident:
-            return self.table.logits[rows].to(device)
-        if self._copy is None:
+            return self.table.read([column[rows].to(device) for column in self.table.columns])
+        if not self._copy:
             self._copied = self.table.filled()
-            self._copy = self.table.logits.to(device, copy=True)
+            self._copy = tuple(column.to(device, copy=True) for column in self.table.columns)
             self._complete = bool(self._copied.all())
         absent = rows[~self._copied[rows]]
-        self._copy[absent.to(device)] = self.table.logits[absent].to(device)
+        for copied, column in zip(self._copy, self.table.columns, strict=True):
+            copied[absent.to(device)] = column[absent].to(device)
         self._copied[absent] = True
-        return self._copy[rows.to(device)]
+        return self.table.read([column[rows.to(device)] for column in self._copy])
 
 
 def teacher_identity(teacher: nn.Module) -> str:
@@ -223,7 +242,59 @@ def teacher_identity(teacher: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def record_teacher(folder: str | Path, teacher: nn.Module, images: FiniteViews, num_classes: int) -> RecordedTeacher:
+def pack(logits: Float[Tensor, "B K"], top: int | None) -> tuple[Tensor, ...]:
+    """Logits → what is kept of them: all in float16, or the largest and the rest's log-sum-exp, and their classes."""
+    if top is None:
+        return (logits.to(DTYPE),)
+    largest, classes = logits.topk(top, dim=1)
+    rest = logits.scatter(1, classes, -math.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([largest, rest], dim=1).to(DTYPE), classes.to(torch.int32)
+
+
+def unpack(kept: Sequence[Tensor], classes: int) -> Float[Tensor, "B K"]:
+    """What was kept → logits in float32; classes that were not kept share what was summed up of them."""
+    if len(kept) == 1:
+        return kept[0].float()
+    values, which = kept[0].float(), kept[1].long()
+    top = which.shape[1]
+    rest = (values[:, top:] - math.log(classes - top)).expand(-1, classes)
+    return rest.scatter(1, which, values[:, :top])
+
+
+@torch.no_grad()
+def fill(
+    recorded: RecordedTeacher,
+    images: FiniteViews,
+    teacher: Callable[[Tensor], Float[Tensor, "B K"]],
+    device: torch.device,
+    batch_size: int = 512,
+) -> Iterator[int]:
+    """Run the teacher ahead, on all views that are not recorded yet; what is interrupted goes on where it was.
+
+    Args:
+        recorded: the record.
+        images: the images that it is of.
+        teacher: images → logits, on the device.
+        device: where to run it.
+        batch_size: images at a time.
+
+    Yields:
+        How many rows are still missing.
+    """
+    table, views = recorded.table, recorded.table.shape[1]
+    missing = (~table.filled()).nonzero()[:, 0]
+    for number, rows in enumerate(missing.split(batch_size) if len(missing) else ()):
+        pictures, _ = images.batch(rows // views, rows % views)
+        recorded.lookup(rows // views, rows % views, pictures.to(device), teacher)
+        if (number + 1) % FLUSHED == 0:
+            recorded.flush()
+        yield len(missing) - min((number + 1) * batch_size, len(missing))
+    recorded.flush()
+
+
+def record_teacher(
+    folder: str | Path, teacher: nn.Module, images: FiniteViews, num_classes: int, top: int | None = None
+) -> RecordedTeacher:
     """Open the record of this teacher on these training images, or begin it.
 
     Args:
@@ -231,19 +302,20 @@ def record_teacher(folder: str | Path, teacher: nn.Module, images: FiniteViews, 
         teacher: whose logits they are, as it was trained: before its batch norm is folded.
         images: the training images, augmented as they will be in training.
         num_classes: K.
+        top: how many of the largest logits to keep of each view; None keeps all. See ``LogitTable``.
 
     Raises:
         RecordError: the folder holds another record, or there is not enough space on its disk.
         ValueError: the images cannot be told apart from others.
     """
     identity = {"teacher": teacher_identity(teacher)} | images.identity()
-    return RecordedTeacher(LogitTable(folder, identity, (len(images), images.n_views, num_classes)))
+    return RecordedTeacher(LogitTable(folder, identity, (len(images), images.n_views, num_classes), top))
 
 
-def table_bytes(shape: tuple[int, int, int]) -> int:
-    """What a table takes on disk: two bytes for each logit and one for each row's mark."""
+def table_bytes(shape: tuple[int, int, int], top: int | None = None) -> int:
+    """What a table takes on disk: two bytes a number, four for a class of the top, and one for a row's mark."""
     images, views, classes = shape
-    return images * views * (2 * classes + 1)
+    return images * views * (2 * classes + 1 if top is None else 6 * top + 3)
 
 
 def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> "np.memmap[Any, Any]":

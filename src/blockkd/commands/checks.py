@@ -100,6 +100,9 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
     example = recipe.data.example()
     if recipe.record_teacher:
         _check_recording(recipe)
+    elif recipe.record_ahead or recipe.record_top is not None:
+        name = "record_ahead" if recipe.record_ahead else "record_top"
+        raise InvalidInputError(f"{name} says how the teacher is recorded, but record_teacher is false: set it as well")
     student = build_network(recipe.student, "student")
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
     for name, factory in methods.items():
@@ -159,6 +162,11 @@ def chance_warning(accuracy: float, num_classes: int, images: int, part: str = "
 def _check_recording(recipe: DistillRecipe) -> None:
     with user_input("cannot record the teacher"):
         finite_views(recipe.data.training_images(EpochSampler(len(recipe.data.parts.train), 0))).identity()
+    if recipe.record_top is not None and recipe.record_top >= recipe.data.num_classes:
+        raise InvalidInputError(
+            f"record_top is {recipe.record_top}, but there are {recipe.data.num_classes} classes: expected fewer, or "
+            "null for all"
+        )
     if recipe.trainer.precision.endswith("16-true"):
         raise InvalidInputError(
             f"cannot record the teacher with precision {recipe.trainer.precision}: what is recorded is for all, so the "

@@ -16,7 +16,7 @@ from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
 from blockkd.commands.errors import user_input
-from blockkd.commands.fitting import accuracy, fit
+from blockkd.commands.fitting import accuracy, fit, make_trainer
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -25,12 +25,12 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.slices import Deadline
-from blockkd.data.images import EpochSampler, ImageData, finite_views
+from blockkd.data.images import EpochSampler, FiniteViews, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
-from blockkd.recording import RecordedTeacher, record_teacher
+from blockkd.recording import RecordedTeacher, fill, record_teacher
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule
@@ -149,7 +149,7 @@ def _record(
     folder = place.folder.path / TEACHER_LOGITS if own else Path(str(recipe.record_teacher)).expanduser()
     images = finite_views(recipe.data.training_images(EpochSampler(len(recipe.data.parts.train), 0)))
     with user_input("cannot record the teacher"):
-        recorded = record_teacher(folder, teacher, images, recipe.data.num_classes)
+        recorded = record_teacher(folder, teacher, images, recipe.data.num_classes, recipe.record_top)
     table = recorded.table
     if table.created:
         place.progress.console.print(
@@ -157,7 +157,24 @@ def _record(
             f"({table.nbytes / 1e9:.2f} GB)",
             highlight=False,
         )
+    if recipe.record_ahead:
+        _record_ahead(recorded, images, distiller, recipe, place)
     return recorded
+
+
+def _record_ahead(
+    recorded: RecordedTeacher, images: FiniteViews, distiller: Distiller, recipe: DistillRecipe, place: Workplace
+) -> None:
+    """Run the teacher on all that is missing; when time runs out, the rest is for the next slice."""
+    device = make_trainer(recipe.trainer).strategy.root_device
+    distiller.to(device)
+    missing = int((~recorded.table.filled()).sum())
+    line = place.progress.add_task("teacher's logits", total=missing, note="", visible=missing > 0)
+    for left in fill(recorded, images, distiller.teacher_logits, device):
+        place.progress.update(line, completed=missing - left)
+        if not place.deadline.allows():
+            break
+    recorded.flush()
 
 
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:

@@ -116,7 +116,11 @@ class DistillRecipe(TeachRecipe):
             same up to rounding, and faster.
         record_teacher: keep the teacher's logits for every view of every training image, for all methods that need
             nothing else of its forward pass, and so run it on each view once only. A folder, in which other runs find
-            them again; true is the run's own. Takes 1.6 GB for CIFAR-100; augmentation must be pad_crop_flip or none.
+            them again; true is the run's own. Takes 1.6 GB for CIFAR-100; augmentation must be pad_crop_flip, none, or
+            random_resized_crop with n_views.
+        record_ahead: run the teacher on all views before the first student that needs it, instead of on each when it is
+            first met.
+        record_top: how many of a view's largest logits are recorded, and the others as one number; null records all.
         trainer: options of Lightning's Trainer.
     """
 
@@ -129,6 +133,8 @@ class DistillRecipe(TeachRecipe):
     seeds: PositiveInt = 1
     fold_teacher: bool = True
     record_teacher: bool | str = False
+    record_ahead: bool = False
+    record_top: PositiveInt | None = None
 
 
 def method_name(class_path: str) -> str:

@@ -185,7 +185,51 @@ class RandomResizedCrop(AugmentedImages):
         windows = []
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the process's own generator
             for index, image in zip(indices, images, strict=True):
-                seed = derived_seed(self.sampler.seed, self.sampler.epoch, _BOXES, index)
-                torch.default_generator.manual_seed(seed)
+                torch.default_generator.manual_seed(self._seed(index))
                 windows.append(self._flip(self._crop(image)))
         return torch.stack(windows), labels
+
+    def _seed(self, index: int) -> int:
+        return derived_seed(self.sampler.seed, self.sampler.epoch, _BOXES, index)
+
+
+class CountedCrops(RandomResizedCrop):
+    """The same with finitely many boxes of each image, numbered: in epoch e it is the one of number e modulo n.
+
+    They hang on the image alone, so that what a teacher said of them holds for all students and seeds.
+
+    Args:
+        source: the images.
+        sampler: gives the epoch.
+        size: height and width in pixels of what comes out.
+        n_views: n.
+    """
+
+    def __init__(self, source: RawImages, sampler: EpochSampler, size: tuple[int, int], n_views: int) -> None:
+        super().__init__(source, sampler, size)
+        self.n_views, self.size = n_views, size
+        self._views: dict[int, int] = {}  # of single images, where others than the epoch's are asked for
+
+    def drawn(self) -> Int[Tensor, " N"]:
+        """The same number for all images, ``(N,)``."""
+        return torch.full((len(self),), self.sampler.epoch % self.n_views)
+
+    def batch(
+        self, indices: Int[Tensor, " B"], views: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """These views of the images at these indices, and their labels."""
+        self._views = dict(zip(indices.tolist(), views.tolist(), strict=True))
+        try:
+            windows, labels = self.windows(indices.tolist())
+        finally:
+            self._views = {}
+        return self.source.normalise(windows), labels
+
+    def identity(self) -> dict[str, str]:
+        """What the images themselves hang on, and how many boxes of which size are drawn."""
+        height, width = self.size
+        augmentation = f"{self.n_views} random resized crops to {height}×{width}, flip"
+        return self.source.identity() | {"augmentation": augmentation}
+
+    def _seed(self, index: int) -> int:
+        return derived_seed(_BOXES, self._views.get(index, self.sampler.epoch % self.n_views), index)

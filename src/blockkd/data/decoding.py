@@ -32,6 +32,7 @@ class Decoder:
 
     def __init__(self, channels: int, side: int | None, resize_side: int | None) -> None:
         self.channels, self.side, self.resize_side = channels, side, resize_side
+        self.settings = channels, side, resize_side
         self._functional = import_transforms().functional if side is not None else None
 
     def decode(self, file: Any, where: str) -> UInt8[Tensor, "C H W"]:
@@ -77,13 +78,18 @@ def import_transforms() -> Any:
         ) from error
 
 
-def _open(file: Any) -> Image.Image:
+def file_bytes(file: Any) -> bytes:
+    """The bytes of a file that may be given as such, or as the hub's ``{"bytes": ..., "path": ...}``."""
     content, path = (file.get("bytes"), file.get("path")) if isinstance(file, dict) else (file, None)
-    if content is None:
-        if path is None:
-            raise ValueError("there is neither a file nor its path")
-        content = Path(path).read_bytes()
-    image = Image.open(io.BytesIO(content))
+    if content is not None:
+        return bytes(content)
+    if path is None:
+        raise ValueError("there is neither a file nor its path")
+    return Path(path).read_bytes()
+
+
+def _open(file: Any) -> Image.Image:
+    image = Image.open(io.BytesIO(file_bytes(file)))
     image.load()  # or damage would only show later
     return image
 

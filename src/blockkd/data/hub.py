@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blockkd.data.augmentation import PadCropFlip, RandomResizedCrop
+from blockkd.data.augmentation import CountedCrops, PadCropFlip, RandomResizedCrop
 from blockkd.data.columns import check_column, class_numbers, image_column, label_column
 from blockkd.data.corrupt import CorruptImages, warn
 from blockkd.data.decoding import MODES, Decoder
@@ -54,6 +54,8 @@ class HubImages(ImageData):
         augmentation: of training images: ``pad_crop_flip`` pads the raw pixels by 4 zeros, crops at random, and
             mirrors half of the images; ``random_resized_crop`` scales a random box of each image to its size, and
             mirrors half of them; None leaves them as they are.
+        n_views: with ``random_resized_crop``, how many boxes of each image there are; one after the other they serve
+            the epochs, the same for all seeds, and so a teacher's logits can be recorded. None draws new ones always.
         in_memory: whether images are decoded once and kept, or stay encoded and are decoded when they are used. The
             images are the same, but ``random_resized_crop`` takes its boxes from the whole image only where these
             stay encoded, and in memory from the middle square that is kept.
@@ -87,6 +89,7 @@ class HubImages(ImageData):
         mean: tuple[float, ...] = (0.5071, 0.4867, 0.4408),
         std: tuple[float, ...] = (0.2675, 0.2565, 0.2761),
         augmentation: Literal["pad_crop_flip", "random_resized_crop"] | None = "pad_crop_flip",
+        n_views: int | None = None,
         in_memory: bool = True,
         max_corrupt: int = 10,
         batch_size: int = 64,
@@ -112,7 +115,12 @@ class HubImages(ImageData):
         self.val_share, self.train_images, self.split_seed = val_share, train_images, split_seed
         self.channels, self.image_side, self.resize_side = channels, image_side, resize_side
         self.mean, self.std, self.augmentation = mean, std, augmentation
-        self.in_memory, self.max_corrupt = in_memory, max_corrupt
+        if n_views is not None and (n_views < 1 or augmentation != "random_resized_crop"):
+            raise ValueError(
+                f"n_views is {n_views} and augmentation {augmentation!r}: expected 1 or more, of random_resized_crop; "
+                "pad_crop_flip has 162"
+            )
+        self.in_memory, self.max_corrupt, self.n_views = in_memory, max_corrupt, n_views
         self._class_names: list[str] = []
         self._corrupt = CorruptImages({}, max_corrupt)
         self._told = 0
@@ -166,6 +174,8 @@ class HubImages(ImageData):
             return PadCropFlip(train, sampler)
         if self.augmentation == "random_resized_crop":
             height, width = train.fitted([0])[0].shape[2:]
+            if self.n_views is not None:
+                return CountedCrops(train, sampler, (height, width), self.n_views)
             return RandomResizedCrop(train, sampler, (height, width))
         return super().training_images(sampler)
 

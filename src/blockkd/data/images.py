@@ -33,6 +33,11 @@ class FiniteViews(Protocol):
     def drawn(self) -> Int[Tensor, " N"]:
         """Which view of each image is drawn in this epoch, ``(N,)``, each ``0 … n_views - 1``."""
 
+    def batch(
+        self, indices: Int[Tensor, " B"], views: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"]]:
+        """These views of the images at these indices, and their labels."""
+
     def identity(self) -> dict[str, str]:
         """What every view of every image hangs on, by name: pixels, normalisation, augmentation."""
 
@@ -144,7 +149,7 @@ def finite_views(images: object) -> FiniteViews:
     if not isinstance(images, FiniteViews):
         raise ValueError(
             f"{type(images).__name__} draws from endlessly many views of each image, which cannot be numbered: "
-            "take augmentation pad_crop_flip or none"
+            "take augmentation pad_crop_flip or none, or say by n_views how many there shall be"
         )
     return images
 

@@ -1,5 +1,6 @@
 """Images as bytes: kept in memory or decoded when they are used; normalised batch by batch."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -10,8 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from blockkd.data.corrupt import CorruptImageError, CorruptImages, ImageFileError, place_name, warn
-from blockkd.data.decoding import Decoder
+from blockkd.data.decoding import Decoder, file_bytes
 from blockkd.data.images import LabelledImages
+
+IDENTIFIED = 1000  # files at the least that are read to tell images apart which are too many to be read all
 
 
 class RawImages(LabelledImages, ABC):
@@ -42,8 +45,12 @@ class RawImages(LabelledImages, ABC):
 
     def identity(self) -> dict[str, str]:
         """A hash of all pixels, and what they are normalised by."""
+        return super().identity() | self.normalisation()
+
+    def normalisation(self) -> dict[str, str]:
+        """What the images are normalised by, as part of their identity."""
         mean, std = (values.flatten().tolist() for values in (self.mean, self.std))
-        return super().identity() | {"normalisation": f"mean {mean}, std {std}"}
+        return {"normalisation": f"mean {mean}, std {std}"}
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.__getitems__([index])[0]
@@ -126,6 +133,15 @@ class EncodedImages(RawImages):
         super().__init__(files.select(rows), labels, mean, std)
         self.rows, self.split, self.decoder, self.corrupt = rows, split, decoder, corrupt
         (self._column,) = files.column_names
+
+    def identity(self) -> dict[str, str]:
+        """A hash of which images these are, of their labels, and of some of the files, evenly spread."""
+        some = range(0, len(self), max(1, len(self) // IDENTIFIED))
+        digest = hashlib.sha256(repr((list(self.rows), self.labels.tolist(), self.decoder.settings)).encode())
+        for file in self.images[list(some)][self._column]:
+            digest.update(file_bytes(file))
+        said = f"{digest.hexdigest()} (of {len(some)} of {len(self)} files)"
+        return self.normalisation() | {"images": said, "augmentation": "none"}
 
     def whole(self, indices: list[int]) -> tuple[list[UInt8[Tensor, "C H W"]], Int[Tensor, " B"]]:
         """The images as they are in their files.
