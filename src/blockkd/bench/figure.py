@@ -35,7 +35,7 @@ def cost_figure(found: Mapping[str, Measured], title: str, path: Path) -> None:
     times.set(xlabel="time per step, of KD's (median, quartiles)")
     times.set_yticks(places, list(found))
     times.invert_yaxis()
-    times.legend(loc="lower right", frameon=False)
+    times.legend(loc="lower right", frameon=True, framealpha=1.0)
     saved = [measured.saved / 2**20 for measured in found.values()]
     memory.barh(places, saved, color=[_colour(name) for name in found])
     memory.set(xlabel="saved for the backward pass (MiB)")
