@@ -87,10 +87,8 @@ def test_the_right_normalisation_is_not_accused() -> None:
 
 
 def test_grey_images_have_no_known_normalisation() -> None:
-    images = torch.rand(4, 1, 4, 4)
-    assert (
-        normalisation_warning(Threshold(0, 1), images, torch.zeros(4).long(), (0.5,), (0.5,), torch.ones(4) > 0) is None
-    )
+    teacher, images, labels = Threshold((0.0,), (1.0,)), torch.rand(4, 1, 4, 4), torch.zeros(4).long()
+    assert normalisation_warning(teacher, images, labels, (0.5,), (0.5,), labels == 0) is None
 
 
 def test_a_card_is_believed_within_chance_and_half_a_point() -> None:

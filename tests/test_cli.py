@@ -23,7 +23,7 @@ from blockkd.models.weights import read_state_dict
 from blockkd.runs import read_csv
 from blockkd.training import DistillationModule
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "base": "digits/block_kd",
     "data": {"class_path": "tests.test_cli.FewDigits"},
     "teacher": {"network": {"init_args": {"depth": 8, "widths": [8, 8, 16, 32]}}, "epochs": 4},
@@ -428,7 +428,7 @@ def test_every_recipe_of_the_digits_runs(name: str, tmp_path: Path, monkeypatch:
 def test_help_reads_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 110
+    assert len(text.splitlines()) < 125
     for noise in ("known subclasses", "Callable", "torch.nn", ".help", "NonNegativeInt", "class '"):
         assert noise not in text
 

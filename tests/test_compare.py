@@ -23,7 +23,7 @@ from blockkd.runs import Job, RunFolder, read_csv
 from blockkd.training import DistillationModule
 from tests.test_cli import SMALL, interrupt
 
-FASTER = {"epochs": 2, "teacher": {"network": SMALL["teacher"]["network"], "epochs": 2}}  # type: ignore[index]
+FASTER = {"epochs": 2, "teacher": {"network": SMALL["teacher"]["network"], "epochs": 2}}
 METHODS = {
     "ours": {"class_path": "blockkd.BlockKD", "init_args": {"stones": "last"}},
     "kd": {"class_path": "blockkd.KD"},

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import make_trainer
+from blockkd.commands.preflight import Trial, trial
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -77,6 +78,9 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
     with user_input("cannot use the trainer's options"):
         make_trainer(recipe.trainer)
     teacher = build_network(recipe.teacher.network, "teacher")
+    said = recipe.teacher.accuracy
+    if said is not None and not 0 < said <= 1:
+        raise InvalidInputError(f"teacher.accuracy is {said}, expected a share above 0 and up to 1, such as 0.7263")
     if recipe.teacher.weights is not None:
         with user_input("cannot use the teacher's weights"):
             load_weights(teacher, recipe.teacher.weights)
@@ -87,11 +91,20 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
     return teacher
 
 
-def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) -> nn.Module:
+class Checked(NamedTuple):
+    """What the checks leave: the teacher as ``check_teaching`` gives it, and the methods' trials if there were any."""
+
+    teacher: nn.Module
+    trials: dict[str, Trial]
+
+
+def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], tried: bool = True) -> Checked:
     """Check all that ``check_teaching`` does, the student, and every method by one forward pass.
 
-    Returns:
-        The teacher, as ``check_teaching`` gives it.
+    Args:
+        recipe: what all methods share.
+        methods: by name.
+        tried: whether every method takes some training steps as well, to tell what they cost.
 
     Raises:
         InvalidInputError: says what does not fit.
@@ -105,6 +118,7 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
         raise InvalidInputError(f"{name} says how the teacher is recorded, but record_teacher is false: set it as well")
     student = build_network(recipe.student, "student")
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
+    trials: dict[str, Trial] = {}
     for name, factory in methods.items():
         if name == TEACHER_NAME or not is_job_name(name):
             raise InvalidInputError(
@@ -119,7 +133,9 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
             context = {"indices": torch.arange(len(example))} if distiller.needs_indices else {}
             distiller(example, labels, **context)
         _check_optimizer(distiller, recipe.optimizer, recipe.scheduler, "--optimizer")
-    return teacher
+        if tried:
+            trials[name] = trial(distiller, recipe)
+    return Checked(teacher, trials)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
 from blockkd.commands.invocation import add_folder_options
 from blockkd.commands.jobs import Workplace, run_student, run_teacher
 from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.preflight import preflight
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.comparison import summarise
@@ -65,6 +66,7 @@ class Request:
         processes: how many work on it, this one included.
         resumed: whether the folder is there already.
         overwrite: whether a run that is in the folder may be deleted.
+        strict: whether a warning before the training stops it.
     """
 
     parser: ArgumentParser
@@ -74,6 +76,7 @@ class Request:
     processes: int
     resumed: bool
     overwrite: bool
+    strict: bool
 
     @property
     def shared(self) -> DistillRecipe:
@@ -107,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
 def compare_parser() -> ArgumentParser:
     """The options of ``compare``."""
     parser = recipe_parser("compare", DistillRecipe, DESCRIPTION, usage="RECIPE... [options]")
-    add_folder_options(parser, "runs/compare/<name of the recipes' pair>")
+    add_folder_options(parser, "runs/compare/<name of the recipes' pair>", strict=True)
     group = parser.add_argument_group("slices of time")
     group.add_argument(
         "--minutes", type=float, help="stop between two epochs before so much time is over; at least one epoch is done"
@@ -121,6 +124,7 @@ def _request(argv: Sequence[str]) -> Request:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument("--output")
     own.add_argument("--overwrite", action="store_true")
+    own.add_argument("--strict", action="store_true")
     own.add_argument("--resume")
     own.add_argument("--minutes", type=float)
     own.add_argument("--processes", type=int, default=1)
@@ -134,7 +138,7 @@ def _request(argv: Sequence[str]) -> Request:
         raise InvalidInputError(f"--minutes is {given.minutes}, expected more than 0")
     parser = compare_parser()
     if given.resume is not None:
-        if recipes or given.output or given.overwrite:
+        if recipes or given.output or given.overwrite or given.strict:
             raise InvalidInputError("--resume takes the recipes and the folder from the comparison; give it alone")
         with user_input():
             folder = RunFolder.open(given.resume)
@@ -148,12 +152,14 @@ def _request(argv: Sequence[str]) -> Request:
             folder.check_free(given.overwrite)
     deadline = Deadline(given.minutes)
     resumed = given.resume is not None
-    return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite)
+    return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite, given.strict)
 
 
 def _train(request: Request, command: str) -> None:
-    loaded = check_entries(request.entries)
-    folder = request.folder
+    checked, folder = check_entries(request.entries, tried=not request.resumed), request.folder
+    if not request.resumed:
+        known = checked.teacher if request.shared.teacher.weights is not None else None
+        preflight(request.shared, checked.trials, known, folder.path, request.strict)
     with user_input():
         if not request.resumed:
             folder.create(entries_text(request.entries, command), request.overwrite)
@@ -161,7 +167,7 @@ def _train(request: Request, command: str) -> None:
     helpers = [_helper(request) for _ in range(request.processes - 1)]
     try:
         with progress_lines(Console(stderr=True)) as progress:
-            diverged = _work(request, loaded, Workplace(folder, progress, request.deadline))
+            diverged = _work(request, checked.teacher, Workplace(folder, progress, request.deadline, request.strict))
         codes = [helper.wait() for helper in helpers]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: blockkd compare --resume {folder.path}") from None

@@ -12,6 +12,7 @@ from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, student_jobs
 from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.preflight import preflight
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
@@ -27,7 +28,7 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     started = time.perf_counter()
-    invocation = read_invocation(distill_parser(), argv, DEFAULT_RECIPE)
+    invocation = read_invocation(distill_parser(), argv, DEFAULT_RECIPE, strict=True)
     recipe = invocation.recipe(DistillRecipe)
     methods = all_methods(recipe, invocation.config)
     with quiet(), cpu_threads(recipe.threads):
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 def distill_parser() -> ArgumentParser:
     """The options of ``distill``."""
     parser = recipe_parser("distill", DistillRecipe, DESCRIPTION)
-    add_folder_options(parser, "runs/<name of the recipe>")
+    add_folder_options(parser, "runs/<name of the recipe>", strict=True)
     return parser
 
 
@@ -56,12 +57,15 @@ def all_methods(recipe: DistillRecipe, config: Namespace) -> dict[str, MethodFac
 
 def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocation: Invocation) -> list[Job]:
     """Check everything, make the folder, train what is not yet trained; returns all jobs, the teacher's first."""
-    loaded = check_distilling(recipe, methods)
+    checked = check_distilling(recipe, methods, tried=not invocation.resumed)
+    if not invocation.resumed:
+        known = checked.teacher if recipe.teacher.weights is not None else None
+        preflight(recipe, checked.trials, known, invocation.folder.path, invocation.strict)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
     with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
-        place = Workplace(folder, progress, Deadline())
-        teacher = run_teacher(recipe, loaded, place)
+        place = Workplace(folder, progress, Deadline(), invocation.strict)
+        teacher = run_teacher(recipe, checked.teacher, place)
         assert teacher is not None, "there is no deadline"
         for job in students:
             run_student(job, methods[job.method], recipe, teacher, place)

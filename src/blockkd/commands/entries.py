@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from torch import nn
 
-from blockkd.commands.checks import check_distilling, is_job_name
+from blockkd.commands.checks import Checked, check_distilling, is_job_name
 from blockkd.commands.composing import SUFFIXES, is_plain
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_unchanged, flat
@@ -118,9 +117,10 @@ def _stored(folder: RunFolder) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_entries(entries: Sequence[Entry]) -> nn.Module:
-    """Check every line by one step; returns the teacher, as ``check_distilling`` does."""
-    return [check_distilling(entry.recipe, {entry.name: entry.recipe.method}) for entry in entries][-1]
+def check_entries(entries: Sequence[Entry], tried: bool = True) -> Checked:
+    """Check every line as ``check_distilling`` does."""
+    found = [check_distilling(entry.recipe, {entry.name: entry.recipe.method}, tried) for entry in entries]
+    return Checked(found[-1].teacher, {name: trial for checked in found for name, trial in checked.trials.items()})
 
 
 def differing_settings(parser: ArgumentParser, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
 
 R = TypeVar("R", bound=TeachRecipe)
 
-FOLDER_OPTIONS = ("output", "overwrite", "resume")
+FOLDER_OPTIONS = ("output", "overwrite", "resume", "strict")
 _MAY_CHANGE_ON_RESUME = (
     "seeds",
     "trainer.accelerator",
@@ -40,6 +40,7 @@ class Invocation:
         folder: of the run; not made yet, unless ``resumed``.
         overwrite: whether a run that is in the folder may be deleted.
         resumed: whether the folder's own run goes on.
+        strict: whether a warning before the training stops it.
     """
 
     parser: ArgumentParser
@@ -47,6 +48,7 @@ class Invocation:
     folder: RunFolder
     overwrite: bool = False
     resumed: bool = False
+    strict: bool = False
 
     def recipe(self, kind: type[R], data: ImageData | None = None) -> R:
         """The recipe with its data built, and factories for the rest; named networks get the data's classes.
@@ -83,11 +85,13 @@ class Invocation:
                 self.folder.create(text, self.overwrite)
 
 
-def add_folder_options(parser: ArgumentParser, default: str) -> None:
-    """``--output``, ``--overwrite`` and ``--resume``."""
+def add_folder_options(parser: ArgumentParser, default: str, strict: bool = False) -> None:
+    """``--output``, ``--overwrite`` and ``--resume``, and where wished ``--strict``."""
     group = parser.add_argument_group("the run folder")
     group.add_argument("--output", metavar="DIR", help=f"folder of the run (default: {default})")
     group.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
+    if strict:
+        group.add_argument("--strict", action="store_true", help="stop at what is only a warning before the training")
     group.add_argument(
         "--resume",
         metavar="RUN",
@@ -95,8 +99,10 @@ def add_folder_options(parser: ArgumentParser, default: str) -> None:
     )
 
 
-def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe: str) -> Invocation:
-    """Parse the options of a training command.
+def read_invocation(
+    parser: ArgumentParser, argv: Sequence[str], default_recipe: str, strict: bool = False
+) -> Invocation:
+    """Parse the options of a training command; ``strict``, whether it knows ``--strict``.
 
     Raises:
         InvalidInputError: options, recipe or folder cannot be used.
@@ -106,6 +112,8 @@ def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe:
     own.add_argument("--output")
     own.add_argument("--overwrite", action="store_true")
     own.add_argument("--resume")
+    if strict:
+        own.add_argument("--strict", action="store_true")
     try:
         options, rest = own.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
@@ -118,12 +126,12 @@ def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe:
     folder = RunFolder(options.output or Path("runs") / _run_name(recipes[-1]))
     with user_input():
         folder.check_free(options.overwrite)
-    return Invocation(parser, config, folder, overwrite=options.overwrite)
+    return Invocation(parser, config, folder, overwrite=options.overwrite, strict=getattr(options, "strict", False))
 
 
 def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> Invocation:
-    for option in ("config", "output", "overwrite"):
-        if getattr(options, option):
+    for option in ("config", "output", "overwrite", "strict"):
+        if getattr(options, option, None):
             raise InvalidInputError(f"--resume takes the recipe and the folder from the run; leave out --{option}")
     try:
         folder = RunFolder.open(options.resume)

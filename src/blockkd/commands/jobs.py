@@ -13,9 +13,10 @@ from rich.progress import Progress
 from torch import nn
 
 from blockkd import costs
+from blockkd.agreement import card_warning
 from blockkd.baselines.logits import CrossEntropy
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
-from blockkd.commands.errors import user_input
+from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, fit, make_trainer
 from blockkd.commands.recipe import (
     DistillRecipe,
@@ -47,11 +48,13 @@ class Workplace:
         folder: of the run.
         progress: shows the jobs.
         deadline: when to stop between two epochs.
+        strict: whether to stop at a doubt about the teacher.
     """
 
     folder: RunFolder
     progress: Progress
     deadline: Deadline
+    strict: bool = False
 
 
 def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.Module | None:
@@ -86,8 +89,14 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     part = recipe.data.watched
     images = len(recipe.data.parts.val if part == "val" else recipe.data.parts.test)
     warning = chance_warning(float(done[f"{part}_accuracy"]), recipe.data.num_classes, images, part)
-    if warning:
-        warnings.warn(warning, stacklevel=2)
+    doubts = [warning]
+    if recipe.teacher.accuracy is not None:
+        tested = len(recipe.data.parts.test)
+        doubts.append(card_warning(float(done["test_accuracy"]), recipe.teacher.accuracy, tested))
+    for doubt in filter(None, doubts):
+        if place.strict:
+            raise InvalidInputError(f"stopped by --strict: {doubt}")
+        warnings.warn(doubt, stacklevel=2)
     return teacher
 
 

@@ -54,6 +54,7 @@ class TeacherRecipe:
     Args:
         network: class path of the network.
         weights: file with trained weights (safetensors, or a state dict in .pt/.pth); then nothing is trained.
+        accuracy: on which share of the test images, 0 … 1, its card says that it is right; compared with what is found.
         epochs: epochs of training.
         optimizer: class path of a torch optimizer.
         scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
@@ -63,6 +64,7 @@ class TeacherRecipe:
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None = None
     weights: str | None = None
+    accuracy: float | None = None
     epochs: NonNegativeInt = 30
 
 
