@@ -1,6 +1,5 @@
 """The jobs of a run: train the teacher, train a student; each leaves its weights and its result in the folder."""
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
+from blockkd.commands.checkpoints import remove_checkpoints
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
 from blockkd.commands.errors import user_input
 from blockkd.commands.fitting import accuracy, fit
@@ -27,11 +27,12 @@ from blockkd.commands.recipe import (
 from blockkd.commands.slices import Deadline
 from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
+from blockkd.durable import write_durably
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
 from blockkd.recording import RecordedTeacher, record_teacher
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
+from blockkd.runs import BEST, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule, DivergedError
 
 MIB = 2**20
@@ -118,9 +119,7 @@ def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) ->
 
 def publish(job: Job, folder: RunFolder) -> None:
     """Put the job's student where a user looks for it, at the top of the folder."""
-    draft = folder.path / f".{STUDENT}"
-    shutil.copyfile(folder.job_folder(job) / STUDENT, draft)
-    draft.replace(folder.path / STUDENT)
+    write_durably(folder.path / STUDENT, (folder.job_folder(job) / STUDENT).read_bytes())
 
 
 def _module(
@@ -225,7 +224,7 @@ def _step_costs(module: DistillationModule, data: ImageData) -> Row:
 
 def _finish(job: Job, result: Row, place: Workplace) -> None:
     place.folder.finish(job, result)
-    (place.folder.job_folder(job) / CHECKPOINT).unlink(missing_ok=True)
+    remove_checkpoints(place.folder.job_folder(job))
     console: Console = place.progress.console
     if not console.is_terminal:  # on a terminal the progress line says it
         took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""
