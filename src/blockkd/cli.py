@@ -4,7 +4,6 @@ Nothing heavy is imported before the command is known.
 """
 
 import difflib
-import errno
 import signal
 import sys
 import threading
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
+
+from blockkd.durable import FULL
 
 COMMANDS = {
     "distill": "train a teacher and distil it into a student, by several methods side by side",
@@ -28,8 +29,6 @@ CODES = (
     "0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full, "
     "130 interrupted, 143 terminated"
 )
-# No space, none within the quota, or none within the limit on the size of files.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 HELP = """usage: blockkd COMMAND [options]
 

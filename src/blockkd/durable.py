@@ -1,10 +1,13 @@
 """Files that are either whole or not there, whatever ends the process or the machine while they are written."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 DRAFT = ".draft"
+# No space, none within the quota, or none within the limit on the size of files.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
@@ -35,9 +38,14 @@ def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = No
         draft.unlink(missing_ok=True)
 
 
-def remove_drafts(folder: Path) -> None:
-    """Delete what processes left behind that were killed while they wrote; nobody else may be writing there."""
-    for draft in folder.glob(f".*{DRAFT}"):
+def remove_drafts(folder: Path, name: str = "*") -> None:
+    """Delete what processes left behind that were killed while they wrote; nobody else may be writing there.
+
+    Args:
+        folder: where.
+        name: of which files; a pattern.
+    """
+    for draft in folder.glob(f".{name}.*{DRAFT}"):
         draft.unlink(missing_ok=True)
 
 

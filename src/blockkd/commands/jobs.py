@@ -27,7 +27,7 @@ from blockkd.commands.recipe import (
 from blockkd.commands.slices import Deadline
 from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
-from blockkd.durable import write_durably
+from blockkd.durable import remove_drafts, write_durably
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
 from blockkd.recording import RecordedTeacher, record_teacher
@@ -68,7 +68,8 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     # Plain ints: jsonargparse's own kinds of int have no place in a checkpoint, which is read as plain data.
     job, folder = Job(TEACHER_NAME, int(recipe.seed)), place.folder
     with folder.claim(job, wait=True):  # other processes need it too
-        done = folder.result(job)
+        remove_drafts(folder.path, TEACHER)
+        done = _done(job, place)
         if done is not None:
             with user_input("cannot go on with the run's teacher"):
                 teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
@@ -94,7 +95,7 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
 def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, place: Workplace) -> bool:
     """Train one student, unless this run has done so before or another process is at it; whether time is left."""
     with place.folder.claim(job) as ours:
-        if not ours or place.folder.result(job) is not None:
+        if not ours or _done(job, place) is not None:
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
         student = build_network(recipe.student, "student")
@@ -156,6 +157,14 @@ def _record(
     return recorded
 
 
+def _done(job: Job, place: Workplace) -> Row | None:
+    """The result of a job that is finished; whoever finished it may have been killed just before it tidied up."""
+    result = place.folder.result(job)
+    if result is not None:
+        remove_checkpoints(place.folder.job_folder(job))
+    return result
+
+
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
     """Train, and measure what came of it; None when time ran out."""
     data, trainer = recipe.data, recipe.trainer
@@ -169,6 +178,7 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
             raise DivergedError(f"{job}: {error}") from error
         if len(rows) < epochs:
             return None
+        module.distiller.set_epoch(epochs - 1)  # a resumed job may have had no epoch left to do
     peak = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
     costs_of_step = _step_costs(module, data) if epochs else {}
     if epochs and torch.cuda.is_available():
