@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -78,6 +79,15 @@ def run(arguments: list[str], folder: Path, fate: Fate | None = None) -> Ended:
         raise AssertionError(f"{arguments} did not end within {PATIENCE:.0f} s: {log.read_text()}")
     said = log.read_text() if log.exists() else ""
     return Ended(process.exitcode, said, time.monotonic() - started, writes.value)
+
+
+def fresh(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start ``blockkd`` as a scheduler does: a new interpreter, which has imported nothing."""
+    paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "blockkd.cli", *arguments]
+    with (folder / "said.txt").open("w") as said:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said, text=True)
 
 
 def _main(arguments: list[str], folder: str, log: str, writes: Any, fate: Fate) -> None:

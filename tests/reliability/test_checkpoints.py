@@ -128,3 +128,30 @@ def test_a_run_goes_on_without_its_damaged_checkpoints(
     assert warning.startswith("blockkd: warning: kd, seed 0: the checksum of halves/kd/seed_0/last.ckpt")
     assert warning.endswith(said)
     assert_equal_runs(undisturbed, folder / "halves")
+
+
+def test_a_job_that_was_killed_when_it_was_finished_is_tidied_up(undisturbed: Path, folder: Path) -> None:
+    write_recipe(folder, one_student("blockkd.KD"))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(job: Path) -> None:
+            if job.parent.name == "kd":
+                raise KeyboardInterrupt
+
+        patch.setattr("blockkd.commands.jobs.remove_checkpoints", killed)
+        assert main(begin("run")) == 130
+    assert (folder / "run" / "kd" / "seed_0" / "last.ckpt").exists()
+    assert main(go_on(folder, "run")) == 0
+    assert_equal_runs(undisturbed, folder / "run")
+
+
+def test_what_a_killed_process_half_wrote_is_deleted(undisturbed: Path, folder: Path, steps: list[Any]) -> None:
+    write_recipe(folder, one_student("blockkd.KD"))
+    steps[:] = [signal.SIGTERM]
+    assert main(begin("run")) == 143
+    left = [folder / "run" / "kd" / "seed_0" / ".last.ckpt.1.draft", folder / "run" / ".teacher.safetensors.1.draft"]
+    for draft in left:
+        draft.write_bytes(b"half")
+    assert main(go_on(folder, "run")) == 0
+    assert not any(draft.exists() for draft in left)
+    assert_equal_runs(undisturbed, folder / "run")

@@ -3,16 +3,19 @@
 import os
 import random
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.reliability.figures import Figures
-from tests.reliability.processes import Ended, Fate, run
-from tests.reliability.runs import RECIPES, assert_equal_runs, begin, go_on, write_recipe
+from tests.reliability.processes import PATIENCE, Ended, Fate, fresh, run
+from tests.reliability.runs import RECIPES, assert_equal_runs, begin, go_on, one_student, write_recipe
 
 KILLS = 12  # for each recipe
 AT_WRITES = 4
+FRESH = 3
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 # A killed process, one that had not set up its own handler, one that stopped by itself.
 EXPECTED = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {-signal.SIGTERM, 143}}
@@ -31,6 +34,7 @@ def seed(figures: Figures) -> int:
 def test_killed_at_random_moments(recipe: str, tmp_path: Path, seed: int, figures: Figures) -> None:
     """SIGKILL and SIGTERM, from the first moment of the process to the last, until so many have hit."""
     write_recipe(tmp_path, RECIPES[recipe])
+    run(["--version"], tmp_path)  # the first process waits for the imports
     whole = run(begin("whole"), tmp_path)
     assert whole.code == 0, whole.said
     draw, kills, runs = random.Random(seed), 0, 0
@@ -39,7 +43,8 @@ def test_killed_at_random_moments(recipe: str, tmp_path: Path, seed: int, figure
         runs += 1
         ended = None
         while ended is None or ended.code != 0:
-            fate = Fate(draw.uniform(0.0, whole.seconds), (draw.choice(SIGNALS),)) if kills < KILLS else None
+            moment = draw.uniform(0.0, whole.seconds)
+            fate = Fate(after=moment, signals=(draw.choice(SIGNALS),)) if kills < KILLS else None
             ended = run(go_on(tmp_path, output), tmp_path, fate)
             if ended.code != 0:
                 check_killed(ended, fate)
@@ -63,6 +68,26 @@ def test_killed_while_it_writes(recipe: str, tmp_path: Path, seed: int, figures:
         assert ended.code == 0, f"after write {at_write}: {ended.said}"
         assert_equal_runs(tmp_path / "whole", tmp_path / output)
         figures.count("kills in the middle of a write survived")
+
+
+def test_killed_since_before_it_was_imported(undisturbed: Path, tmp_path: Path, seed: int, figures: Figures) -> None:
+    """New interpreters, of whose life the imports are the larger part."""
+    write_recipe(tmp_path, one_student("blockkd.KD"))
+    draw, started, life = random.Random(seed), time.monotonic(), PATIENCE
+    for kill in range(FRESH + 1):
+        process = fresh(go_on(tmp_path, "run") if kill else begin("undisturbed"), tmp_path)
+        try:
+            process.wait(draw.uniform(0.0, life) if kill else life)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signum := draw.choice(SIGNALS))
+            code = process.wait(PATIENCE)
+            said = (tmp_path / "said.txt").read_text()
+            assert code in {0, *EXPECTED[signum]}, said
+            assert "Traceback" not in said
+            figures.count("kills at random moments survived", int(code != 0))
+        life = life if kill else time.monotonic() - started
+    assert run(go_on(tmp_path, "run"), tmp_path).code == 0
+    assert_equal_runs(undisturbed, tmp_path / "run")
 
 
 def check_killed(ended: Ended, fate: Fate | None) -> None:

@@ -164,3 +164,12 @@ def test_a_slice_of_time_counts_all_of_a_resumed_epoch() -> None:
     second.load_state_dict({"seconds": 1.0})
     second.on_train_epoch_end(trainer, trainer)
     assert not trainer.should_stop
+
+
+def test_what_was_recorded_is_marked_before_the_step_is_saved(folder: Path, steps: list[Any]) -> None:
+    """Or else the teacher would be asked again for some of a batch, and round otherwise."""
+    content = CASES["recorded teacher, augmentation"]
+    write_recipe(folder, content)
+    steps[:] = [None] * (STEPS * content["teacher"]["epochs"]) + [signal.SIGTERM]
+    assert main(begin("run")) == 143
+    assert sum((folder / "run" / "teacher_logits" / "filled.u8").read_bytes()) == 64, "the images of one batch"

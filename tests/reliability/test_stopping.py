@@ -1,8 +1,6 @@
 """What a process does when it gets a signal: what it says, its exit code, and how soon it ends."""
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from torch import Tensor
 from blockkd.cli import main
 from blockkd.commands.stopping import Stop, Terminated
 from blockkd.runs import Row
-from tests.reliability.processes import Fate, run
-from tests.reliability.runs import assert_equal_runs, begin, go_on, one_student, write_recipe
+from tests.reliability.processes import PATIENCE, Fate, fresh, run
+from tests.reliability.runs import PLAIN, assert_equal_runs, begin, go_on, one_student, write_recipe
 from tests.test_cli import Forgetful
 
 GO_ON = "; go on with: blockkd distill --resume run"
@@ -49,6 +47,7 @@ def test_a_signal_is_told_by_the_exit_code(signum: int, code: int, said: str, tm
     write_recipe(tmp_path, one_student("blockkd.KD", student=slow, data=data))
     ended = run(begin("run"), tmp_path, Fate(at_file="training", signals=(signum,), whole_group=True))
     assert (ended.code, ended.said.splitlines()[-1]) == (code, f"blockkd: {said}{GO_ON}")
+    assert ended.said.count("stopping after this step") == 1, "the other processes say nothing"
     assert "Traceback" not in ended.said
     assert (tmp_path / "run" / "kd" / "seed_0" / "last.ckpt").is_file()
 
@@ -74,10 +73,10 @@ def test_a_second_signal_ends_at_once(signals: tuple[int, ...], code: int, undis
 
 
 def test_a_signal_while_nothing_is_trained_ends_at_once(
-    undisturbed: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last evaluation of a job, whose training is in its checkpoint."""
-    write_recipe(folder, one_student("blockkd.KD"))
+    write_recipe(folder, one_student("blockkd.BlockKD") | {"method": PLAIN["method"]})
     before = signal.getsignal(signal.SIGTERM)
 
     def hit(*_: object) -> Row:
@@ -89,26 +88,24 @@ def test_a_signal_while_nothing_is_trained_ends_at_once(
         assert main(begin("run")) == 143
     assert capsys.readouterr().err.splitlines()[-1] == f"blockkd: terminated{GO_ON}"
     assert signal.getsignal(signal.SIGTERM) == before
+    assert main(begin("whole")) == 0
     assert main(go_on(folder, "run")) == 0
-    assert_equal_runs(undisturbed, folder / "run")
+    assert_equal_runs(folder / "whole", folder / "run")  # the costs, too, are those of a step of the last epoch
 
 
 def test_a_process_of_its_own_ends_with_the_code(tmp_path: Path) -> None:
     """As a scheduler sees it: started anew, with nothing imported, and killed as soon as it has a folder."""
     write_recipe(tmp_path, one_student("blockkd.KD"))
-    command = [sys.executable, "-m", "blockkd.cli", *begin("run"), "--epochs", "100000"]
-    root = str(Path(__file__).parents[2])
-    paths = [root, *(path for path in sys.path if path)]
-    environment = {"PYTHONPATH": ":".join(paths), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = fresh([*begin("run"), "--epochs", "100000"], tmp_path)
     try:
         while not (tmp_path / "run" / "kd" / "seed_0" / "last.ckpt").is_file() and process.poll() is None:
             time.sleep(0.05)
         process.terminate()
-        said = process.communicate(timeout=60)[1]
+        process.wait(PATIENCE)
     finally:
         process.kill()
-    assert (process.returncode, said.splitlines()[-1]) == (143, f"blockkd: terminated{GO_ON}")
+    said = (tmp_path / "said.txt").read_text().splitlines()[-1]
+    assert (process.returncode, said) == (143, f"blockkd: terminated{GO_ON}")
 
 
 def test_handlers_are_given_back_whatever_happens() -> None:
