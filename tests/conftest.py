@@ -6,6 +6,10 @@ All but the networks': while a network is traced, its input is a symbol and no t
 import torch
 from jaxtyping import install_import_hook
 
+from tests.reliability.figures import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]  # pytest looks for it here, whatever part of the tests is run
+
 CHECKED = (
     "baselines",
     "block_kd",

@@ -1,5 +1,6 @@
 """The student leaves alone: its own names, its own logits, nothing of teacher or method."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -68,13 +69,11 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = save_student(small(), tmp_path / "student.safetensors")
     before = path.read_bytes()
 
-    def torn(tensors: object, draft: Path, metadata: object = None) -> None:
-        del tensors, metadata
-        draft.write_bytes(b"half")
-        raise OSError("the disk is full")
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("blockkd.export.save_file", torn)
-    with pytest.raises(OSError, match="full"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*student\.safetensors"):
         save_student(small(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

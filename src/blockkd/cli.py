@@ -4,12 +4,17 @@ Nothing heavy is imported before the command is known.
 """
 
 import difflib
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
+
+from blockkd.durable import FULL
 
 COMMANDS = {
     "distill": "train a teacher and distil it into a student, by several methods side by side",
@@ -19,7 +24,11 @@ COMMANDS = {
     "inspect": "show how both networks are cut, their connectors, and what each stone costs",
     "evaluate": "measure the accuracy of a run's student and teacher",
 }
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, CANNOT_WRITE, INTERRUPTED, TERMINATED = 2, 74, 130, 143
+CODES = (
+    "0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full, "
+    "130 interrupted, 143 terminated"
+)
 
 HELP = """usage: blockkd COMMAND [options]
 
@@ -34,7 +43,7 @@ options:
 
 Start with: blockkd distill
 
-exit codes: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 130 interrupted
+exit codes: {codes}
 """
 
 
@@ -45,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments behind ``blockkd``; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 130 interrupted.
+        The exit code: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full,
+        130 interrupted (SIGINT), 143 terminated (SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())), end="")
+        commands = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+        print(HELP.format(commands=commands, codes=CODES), end="")
         return 0
     if arguments[0] == "--version":
         print(f"blockkd {_version()}")
@@ -63,29 +74,63 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    from blockkd.commands.stopping import Terminated
+
     try:
-        from blockkd.commands.errors import InvalidInputError
-
-        with warnings.catch_warnings():
+        with _sigterm_raises(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            try:
-                code: int = import_module(f"blockkd.commands.{command}").run(arguments)
-            except InvalidInputError as error:
-                return _say(str(error), BAD_INPUT)
-            except (ArithmeticError, ValueError) as error:
-                from blockkd.data import ImageFileError
-                from blockkd.divergence import DivergedError
-                from blockkd.runs import RunFolderError
-
-                if not isinstance(error, DivergedError | ImageFileError | RunFolderError):
-                    raise
-                return _say(str(error), BAD_INPUT)
-        return code
+            return _refusing(command, arguments)
     except KeyboardInterrupt as stop:
-        said = f"; {stop}" if str(stop) else ""
-        return _say(f"interrupted{said}", INTERRUPTED)
+        terminated = isinstance(stop, Terminated)
+        return _say(
+            _noted("terminated" if terminated else "interrupted", stop), TERMINATED if terminated else INTERRUPTED
+        )
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"cannot write {error.filename}" if error.filename else "cannot write"
+        return _say(_noted(f"{where}: {error.strerror}; make room", error), CANNOT_WRITE)
     except SystemExit as stop:  # --help prints and exits
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+def _refusing(command: str, arguments: list[str]) -> int:
+    """Run the command; one sentence for what it cannot use."""
+    from blockkd.commands.errors import InvalidInputError
+
+    try:
+        code: int = import_module(f"blockkd.commands.{command}").run(arguments)
+    except InvalidInputError as error:
+        return _say(str(error), BAD_INPUT)
+    except (ArithmeticError, ValueError) as error:
+        from blockkd.data import ImageFileError
+        from blockkd.divergence import DivergedError
+        from blockkd.runs import RunFolderError
+
+        if not isinstance(error, DivergedError | ImageFileError | RunFolderError):
+            raise
+        return _say(str(error), BAD_INPUT)
+    return code
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """While a command runs, SIGTERM closes what is open, as Ctrl-C does."""
+    from blockkd.commands.stopping import terminate
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _noted(said: str, error: BaseException) -> str:
+    """What is said of an error, and what those who handed it on have to add."""
+    return "; ".join((said, *getattr(error, "__notes__", ())))
 
 
 def _say(message: str, code: int) -> int:

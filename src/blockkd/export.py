@@ -1,20 +1,19 @@
 """The student, alone: its parameters and buffers under their own names, as safetensors."""
 
-import os
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from blockkd.distiller import Distiller
+from blockkd.durable import write_durably
 from blockkd.models.weights import load_weights
 
 
 def save_student(source: nn.Module, path: str | Path) -> Path:
     """Write a student as safetensors, with exactly its own parameter and buffer names.
 
-    The file is written under a temporary name and renamed, so that no half-written file ever has the final name.
+    The file is written under a temporary name, flushed to the disk and renamed: no half-written file ever has the name.
 
     Args:
         source: a Distiller, a DistillationModule, or the network itself.
@@ -29,14 +28,7 @@ def save_student(source: nn.Module, path: str | Path) -> Path:
     path = Path(path)
     # A copy of each tensor: safetensors refuses names that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _states(source).items()}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, draft, metadata={"format": "pt"})
-        draft.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_durably(path, save(tensors, metadata={"format": "pt"}))
     return path
 
 

@@ -25,6 +25,7 @@ class EpochMeans:
         key = tuple(names)
         if key in self._sums:
             total, weights = self._sums[key]
+            total = total.to(values.device)  # of a checkpoint it lies in the machine's memory
             self._sums[key] = total.add_(values, alpha=weight), weights + weight
         else:
             self._sums[key] = values * weight, weight

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from blockkd.durable import DRAFT, write_durably
+
 Row = dict[str, str | int | float]
 
 RECIPE, METRICS, RESULTS, FIGURE = "recipe.yaml", "metrics.csv", "results.csv", "figure.png"
 STUDENT, TEACHER, BEST = "student.safetensors", "teacher.safetensors", "best.safetensors"
-CHECKPOINT, TEACHER_LOGITS = "last.ckpt", "teacher_logits"
+CHECKPOINT, PREVIOUS, TEACHER_LOGITS = "last.ckpt", "previous.ckpt", "teacher_logits"
+LOCK = ".lock"
 
 
 class RunFolderError(ValueError):
@@ -68,7 +71,7 @@ class RunFolder:
         blocker = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
         if not blocker.is_dir() or not os.access(blocker, os.W_OK):
             raise RunFolderError(f"cannot write to {self.path}: {blocker} is not a folder that can be written to")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(_is_left_behind(path) for path in self.path.iterdir()):
             return
         if not (self.path / RECIPE).is_file():
             raise RunFolderError(f"{self.path} is not empty and holds no run; choose another folder with --output")
@@ -84,11 +87,9 @@ class RunFolder:
         if self.path.is_dir() and overwrite:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.path / RECIPE).open("x", encoding="utf-8") as file:  # of two that start at once, one goes on
-                file.write(recipe)
-        except FileExistsError:
+        with FileLock(self.path / LOCK):  # of two that start at once, one goes on
             self.check_free(overwrite=False)
+            write_text(self.path / RECIPE, recipe)
 
     def job_folder(self, job: Job) -> Path:
         """Where the job keeps its files; made on first use."""
@@ -109,7 +110,7 @@ class RunFolder:
             job: the job.
             wait: wait until the other process is done with it.
         """
-        lock = FileLock(self.job_folder(job) / ".lock", timeout=-1 if wait else 0)
+        lock = FileLock(self.job_folder(job) / LOCK, timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:
@@ -158,10 +159,8 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    """Write a whole file or nothing. Raises OSError, as on a full disk."""
+    write_durably(path, text.encode("utf-8"))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -178,6 +177,11 @@ def read_csv(path: Path) -> list[Row]:
     """Read what ``write_csv`` wrote: numbers as numbers, empty cells left out."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{key: _number(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(file)]
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Whether it is what a process leaves that was killed before it wrote the recipe."""
+    return path.name.startswith(".") and (path.name == LOCK or path.name.endswith(DRAFT))
 
 
 def _number(cell: str) -> str | int | float:

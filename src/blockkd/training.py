@@ -89,12 +89,12 @@ class DistillationModule(LightningModule):
         self.distiller.train()
         if self.channels_last:
             self.distiller.to(memory_format=torch.channels_last)
-        self._compute = self._compiled()
         if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
             self.distiller.check_schedule(self.trainer.max_epochs)
 
     def on_train_start(self) -> None:
-        """Begin to watch over what is computed, where it is computed."""
+        """Compile, and begin to watch over what is computed, where it is computed."""
+        self._compute = self._compiled()  # not before: to count the steps is to load the data, from a resumed epoch on
         optimizer = self._optimizer
         gated = optimizer is not None and is_gated(optimizer) and self._scaler is None
         self._watch = FiniteWatch(self.device, gated)
@@ -180,7 +180,8 @@ class DistillationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the means so far, which are empty between two epochs."""
+        """Add the means so far, which are empty between two epochs; nothing that is not finite is kept."""
+        self._stop_at(self._watch.drain())
         checkpoint["train_means"] = self.train_means.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

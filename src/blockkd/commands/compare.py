@@ -169,8 +169,9 @@ def _train(request: Request, command: str) -> None:
         with progress_lines(Console(stderr=True)) as progress:
             diverged = _work(request, checked.teacher, Workplace(folder, progress, request.deadline, request.strict))
         codes = [helper.wait() for helper in helpers]
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: blockkd compare --resume {folder.path}") from None
+    except (KeyboardInterrupt, OSError) as stop:
+        stop.add_note(f"go on with: blockkd compare --resume {folder.path}")
+        raise
     finally:
         for helper in helpers:
             helper.terminate()

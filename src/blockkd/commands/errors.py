@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from blockkd.durable import FULL
+
 LONG_LIST = 40
 
 
@@ -15,11 +17,14 @@ class InvalidInputError(Exception):
 def user_input(what: str = "") -> Iterator[None]:
     """Turn errors that come from the user's values into an InvalidInputError; ``what`` names the place.
 
-    Wrapped around the few lines that read or check input, never around training: an error there is a defect.
+    Wrapped around the few lines that read or check input, never around training: an error there is a defect. A full
+    disk is no input, and stays an OSError.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         message = f"{error}" or type(error).__name__
         raise InvalidInputError(f"{what}: {message}" if what else message) from error
 

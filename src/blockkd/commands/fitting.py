@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,9 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blockkd.commands.best import BestEpoch
+from blockkd.commands.checkpoints import SealedCheckpoints, usable_checkpoint
+from blockkd.commands.midway import Midway
 from blockkd.commands.recipe import TrainerOptions
 from blockkd.commands.slices import Deadline, StopInTime
+from blockkd.commands.stopping import Stop
 from blockkd.data.images import ImageData
+from blockkd.durable import remove_drafts
 from blockkd.randomness import derived_seed
 from blockkd.runs import BEST, CHECKPOINT, Job, Row, RunFolder
 from blockkd.training import DistillationModule
@@ -29,6 +32,7 @@ _TELLS_NOTHING = (  # what Lightning warns of though it is so on purpose, or cha
     "but CUDA is available|GPU available but not used|MPS available but not used",
     "is deprecated",
     "`isinstance\\(treespec",
+    "your dataloader is not resumable",  # but it is positioned, see midway.py
 )
 
 
@@ -53,12 +57,13 @@ class EpochRows(Callback):
         self._started, self._lr = 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
+        """The rows so far, and what is known of the next one."""
+        return {"rows": self.rows, "lr": self._lr, "seconds": time.perf_counter() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of the checkpoint."""
         self.rows = [dict(row) for row in state_dict["rows"]]
+        self._lr, self._started = state_dict["lr"], time.perf_counter() - state_dict["seconds"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; the learning rate is noted before the schedule moves it on."""
@@ -156,6 +161,7 @@ def make_trainer(options: TrainerOptions, epochs: int = 1, callbacks: list[Callb
         **dataclasses.asdict(options),
         max_epochs=epochs,
         callbacks=callbacks or [],
+        plugins=[SealedCheckpoints()],
         logger=False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks or []),
         enable_progress_bar=False,
@@ -174,38 +180,55 @@ def fit(
     progress: Progress,
     deadline: Deadline,
 ) -> list[Row]:
-    """Train for ``epochs``, from the job's checkpoint where there is one.
+    """Train for ``epochs``, from the job's checkpoint where there is one that is whole.
 
     Returns:
         The rows of metrics of all epochs so far; fewer than ``epochs`` when time ran out.
 
     Raises:
         DivergedError: a loss term became NaN or infinite.
-        KeyboardInterrupt: the user stopped it; the last finished epoch is in the checkpoint.
+        OSError: the disk is full, or cannot be written; the last checkpoint is still there.
+        KeyboardInterrupt: a signal stopped it, of which Terminated says that it was SIGTERM; the last step, or at least
+            the last epoch, is in the checkpoint.
     """
     data.order_seed, data.numbers_views = job.seed, module.recorded is not None
-    rows = EpochRows(folder, job)
-    checkpoint = ModelCheckpoint(
-        folder.job_folder(job), filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), StopInTime(deadline), checkpoint]
+    home = folder.job_folder(job)
+    remove_drafts(home)
+    stop = Stop()
+    rows, midway = EpochRows(folder, job), Midway(home / CHECKPOINT, stop)
+    checkpoint = ModelCheckpoint(home, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), StopInTime(deadline), midway, checkpoint]
     if module.watched == "val":
-        callbacks.append(BestEpoch(folder.job_folder(job) / BEST))
+        callbacks.append(BestEpoch(home / BEST))
     trainer = make_trainer(options, epochs, callbacks)
-    last = folder.job_folder(job) / CHECKPOINT
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    except SystemExit as stop:  # Lightning turns Ctrl-C into an exit, and is deaf to it from then on
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stop
-        raise
+    with stop, midway.positioned(data):
+        try:
+            with _interruptible():
+                trainer.fit(module, datamodule=data, ckpt_path=usable_checkpoint(home, job), weights_only=True)
+        except SystemExit:
+            stop.raise_if_received()
+            raise
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # Ctrl-C goes to these processes, too
+                stop.raise_if_received()
+            raise
+        stop.raise_if_received()
     return rows.rows
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Give KeyboardInterrupt back, out of which Lightning makes an exit."""
+    try:
+        yield
+    except SystemExit as ended:
+        raise ended.__context__ if isinstance(ended.__context__, KeyboardInterrupt) else ended from None
 
 
 def accuracy(module: DistillationModule, data: ImageData, part: str, options: TrainerOptions) -> float:
     """The student's accuracy on the part ``"val"`` or ``"test"``, between 0 and 1."""
     trainer = make_trainer(options)
     evaluate = trainer.validate if part == "val" else trainer.test
-    results = evaluate(module, datamodule=data, verbose=False)
+    with _interruptible():
+        results = evaluate(module, datamodule=data, verbose=False)
     return float(results[0][f"{part}/accuracy"])

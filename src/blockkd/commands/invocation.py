@@ -69,11 +69,12 @@ class Invocation:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Around the training: an interrupt says how to go on."""
+        """Around the training: an interrupt says how to go on, and so does a full disk."""
         try:
             yield
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with: {self.parser.prog} --resume {self.folder.path}") from None
+        except (KeyboardInterrupt, OSError) as stop:
+            stop.add_note(f"go on with: {self.parser.prog} --resume {self.folder.path}")
+            raise
 
     def start(self) -> None:
         """Make the folder, or go on in the one that is there; from here on the run is on disk."""

@@ -1,6 +1,5 @@
 """The jobs of a run: train the teacher, train a student; each leaves its weights and its result in the folder."""
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from blockkd import costs
 from blockkd.agreement import card_warning
 from blockkd.baselines.logits import CrossEntropy
+from blockkd.commands.checkpoints import remove_checkpoints
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, fit, make_trainer
@@ -29,11 +29,12 @@ from blockkd.commands.slices import Deadline
 from blockkd.data.images import EpochSampler, FiniteViews, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
+from blockkd.durable import remove_drafts, write_durably
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
 from blockkd.recording import RecordedTeacher, fill, record_teacher
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import BEST, CHECKPOINT, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
+from blockkd.runs import BEST, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule
 
 MIB = 2**20
@@ -71,7 +72,8 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     # Plain ints: jsonargparse's own kinds of int have no place in a checkpoint, which is read as plain data.
     job, folder = Job(TEACHER_NAME, int(recipe.seed)), place.folder
     with folder.claim(job, wait=True):  # other processes need it too
-        done = folder.result(job)
+        remove_drafts(folder.path, TEACHER)
+        done = _done(job, place)
         if done is not None:
             with user_input("cannot go on with the run's teacher"):
                 teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
@@ -103,7 +105,7 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
 def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, place: Workplace) -> bool:
     """Train one student, unless this run has done so before or another process is at it; whether time is left."""
     with place.folder.claim(job) as ours:
-        if not ours or place.folder.result(job) is not None:
+        if not ours or _done(job, place) is not None:
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
         student = build_network(recipe.student, "student")
@@ -128,9 +130,7 @@ def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) ->
 
 def publish(job: Job, folder: RunFolder) -> None:
     """Put the job's student where a user looks for it, at the top of the folder."""
-    draft = folder.path / f".{STUDENT}"
-    shutil.copyfile(folder.job_folder(job) / STUDENT, draft)
-    draft.replace(folder.path / STUDENT)
+    write_durably(folder.path / STUDENT, (folder.job_folder(job) / STUDENT).read_bytes())
 
 
 def _module(
@@ -186,6 +186,14 @@ def _record_ahead(
     recorded.flush()
 
 
+def _done(job: Job, place: Workplace) -> Row | None:
+    """The result of a job that is finished; whoever finished it may have been killed just before it tidied up."""
+    result = place.folder.result(job)
+    if result is not None:
+        remove_checkpoints(place.folder.job_folder(job))
+    return result
+
+
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
     """Train, and measure what came of it; None when time ran out."""
     data, trainer = recipe.data, recipe.trainer
@@ -199,6 +207,7 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
             raise DivergedError(f"{job}: {error}") from error
         if len(rows) < epochs:
             return None
+        module.distiller.set_epoch(epochs - 1)  # a resumed job may have had no epoch left to do
     peak = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
     costs_of_step = _step_costs(module, data) if epochs else {}
     if epochs and torch.cuda.is_available():
@@ -254,7 +263,7 @@ def _step_costs(module: DistillationModule, data: ImageData) -> Row:
 
 def _finish(job: Job, result: Row, place: Workplace) -> None:
     place.folder.finish(job, result)
-    (place.folder.job_folder(job) / CHECKPOINT).unlink(missing_ok=True)
+    remove_checkpoints(place.folder.job_folder(job))
     console: Console = place.progress.console
     if not console.is_terminal:  # on a terminal the progress line says it
         took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""

@@ -1,6 +1,7 @@
 """Training in slices of time: how much is left, and a stop between two epochs before it runs out."""
 
 import time
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -33,6 +34,14 @@ class StopInTime(Callback):
     def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
         self._started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long the epoch has taken so far."""
+        return {"seconds": time.monotonic() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with an epoch."""
+        self._started = time.monotonic() - state_dict["seconds"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

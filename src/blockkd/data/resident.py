@@ -64,15 +64,21 @@ class ResidentLoader:
     ) -> None:
         self.images, self.sampler, self.batch_size = images, sampler, batch_size
         self.device, self.drop_last, self.numbers = device, drop_last, numbers
+        self._first = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)
         return whole + bool(rest and not self.drop_last)
 
+    def begin_at(self, batch: int) -> None:
+        """Let the next pass begin at this batch, counted from 0; passes after that are whole."""
+        self._first = batch
+
     def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        first, self._first = self._first, 0
         order = torch.tensor(list(self.sampler)).to(self.device)
         views = self.images.drawn().to(self.device)
-        for number in range(len(self)):
+        for number in range(first, len(self)):
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             seen = views[indices]
             yield (*self.images.batch(indices, seen), *(indices, seen)[: self.numbers])
