@@ -54,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the figures. Called by pytest, in the process that the others report to."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     tests = [report for report in reports if isinstance(report, pytest.TestReport) and report.when == "call"]
-    said = [tuple(value) for test in tests for key, value in test.user_properties if key == KEY]
+    said: list[Any] = [value for test in tests for key, value in test.user_properties if key == KEY]
     if said:
         terminalreporter.section("reliability")
         for name, value in gather(said).items():

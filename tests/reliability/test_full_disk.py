@@ -150,6 +150,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
         fsync(file)
 
     monkeypatch.setattr("os.fsync", flush)
-    monkeypatch.setattr("os.replace", lambda *names: (done.append("rename"), replace(*names)))
+
+    def rename(*names: Path) -> None:
+        done.append("rename")
+        replace(*names)
+
+    monkeypatch.setattr("os.replace", rename)
     write_durably(path, b"content")
     assert done == ["flush file", "rename", "flush folder"]

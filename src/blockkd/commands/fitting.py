@@ -86,7 +86,7 @@ class EpochRows(Callback):
             }
         )
         if trainer.is_global_zero:
-            self.folder.write_metrics(self.job, self.rows)
+            self.folder.write_metrics(self.job, self.rows, flush=False)  # the checkpoint has them, too
 
 
 class ProgressLine(Callback):
@@ -212,6 +212,8 @@ def fit(
                 stop.raise_if_received()
             raise
         stop.raise_if_received()
+    if trainer.is_global_zero:
+        folder.write_metrics(job, rows.rows)
     return rows.rows
 
 

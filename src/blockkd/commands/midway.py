@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ def begin_at(loader: DataLoader[Any], batch: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """Where the random numbers of this process are, as plain data."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
@@ -180,15 +180,9 @@ def _is_repeatable(trainer: Trainer) -> bool:
     return isinstance(sampler, EpochSampler | Rest) and (loader.num_workers == 0 or drawn_by_index)
 
 
-def _metrics(trainer: Trainer) -> dict[str, Metric]:
-    # Lightning keeps the sums behind an epoch's means to itself: there is no public way to them.
-    results = trainer.fit_loop.epoch_loop._results
-    return {name: result if result.is_tensor else result.value for name, result in results.items()}
-
-
 def _sums(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     return {
-        name: {part: value.clone() for part, value in metric.metric_state.items()}
+        name: {part: cast(Tensor, value).clone() for part, value in metric.metric_state.items()}
         for name, metric in _metrics(trainer).items()
     }
 
@@ -196,5 +190,12 @@ def _sums(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 def _add_sums(trainer: Trainer, earlier: dict[str, dict[str, Tensor]]) -> None:
     """Add those of the batches before. So far the sums hold one batch alone: nothing is rounded otherwise."""
     for name, metric in _metrics(trainer).items():
-        for part, value in metric.metric_state.items():
+        for part in metric.metric_state:
+            value: Tensor = getattr(metric, part)
             setattr(metric, part, earlier[name][part].to(value.device) + value)
+
+
+def _metrics(trainer: Trainer) -> dict[str, Metric]:
+    # Lightning keeps the sums behind an epoch's means to itself: there is no public way to them.
+    results = trainer.fit_loop.epoch_loop._results
+    return {name: result if result.is_tensor else result.value for name, result in results.items()}
