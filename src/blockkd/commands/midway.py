@@ -98,12 +98,16 @@ class Midway(Callback):
         oldest = OLDEST if left > trainer.accumulate_grad_batches else OLDEST_BEFORE_VALIDATION
         if (self.stop.received or time.monotonic() - self._saved > oldest) and _is_repeatable(trainer):
             self._save(trainer, pl_module, batch_idx + 1)
-        self.stop.raise_if_received()
+        self._stop(trainer)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop if that was asked for: the last checkpoint will do."""
         del args, kwargs
-        self.stop.raise_if_received()
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:  # or else the other ranks would wait for this one: Lightning stops them together
+            self.stop.raise_if_received()
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
         assert isinstance(pl_module, DistillationModule)
