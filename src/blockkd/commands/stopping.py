@@ -40,7 +40,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.signals = (signal.SIGTERM, signal.SIGINT)
+        self.signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
         self._process = os.getpid()
         self._before: dict[int, Handler] = {}
 
