@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockkd.runs import Job, RunFolder, RunFolderError, read_csv, write_csv
@@ -76,6 +76,7 @@ def test_a_method_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> Non
 cells = st.one_of(st.integers(), st.floats(allow_nan=False), st.text("abc,\"'\n ", min_size=1))
 
 
+@settings(deadline=None)  # each case waits for the disk
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["one", "two", "three"]), cells, min_size=1)))
 def test_csv_round_trip(rows: list[dict[str, str | int | float]], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("csv") / "rows.csv"

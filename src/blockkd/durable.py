@@ -10,13 +10,14 @@ DRAFT = ".draft"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
+def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = None, flush: bool = True) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it.
 
     Args:
         path: the file; the folder must exist.
         parts: what is to be in it, one after the other.
         keep: where the file goes that bears the name now, if there is one; by default it is replaced.
+        flush: wait for the disk. Otherwise a machine that loses power may lose the file; a killed process never does.
 
     Raises:
         OSError: the file cannot be written, as on a full disk; what was there before is still there.
@@ -27,11 +28,13 @@ def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = No
             for part in parts:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         if keep is not None and path.exists():
             path.replace(keep)
         draft.replace(path)
-        _flush_folder(path.parent)
+        if flush:
+            _flush_folder(path.parent)
     except OSError as error:  # write() itself does not say which file it was
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:

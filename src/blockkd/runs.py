@@ -121,9 +121,9 @@ class RunFolder:
         finally:
             lock.release()
 
-    def write_metrics(self, job: Job, rows: Sequence[Row]) -> None:
-        """Replace the job's metrics, one row per epoch."""
-        write_csv(self.job_folder(job) / METRICS, rows)
+    def write_metrics(self, job: Job, rows: Sequence[Row], flush: bool = True) -> None:
+        """Replace the job's metrics, one row per epoch; see ``write_durably`` for ``flush``."""
+        write_csv(self.job_folder(job) / METRICS, rows, flush)
 
     def finish(self, job: Job, result: Row) -> None:
         """Mark the job as finished, with its result."""
@@ -158,19 +158,19 @@ class RunFolder:
         write_csv(self.path / RESULTS, [result for job in jobs if (result := self.result(job))])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing. Raises OSError, as on a full disk."""
-    write_durably(path, text.encode("utf-8"))
+def write_text(path: Path, text: str, flush: bool = True) -> None:
+    """Write a whole file or nothing; see ``write_durably``. Raises OSError, as on a full disk."""
+    write_durably(path, text.encode("utf-8"), flush=flush)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], flush: bool = True) -> None:
     """Write rows whose columns may differ; the columns keep the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), flush)
 
 
 def read_csv(path: Path) -> list[Row]:

@@ -9,12 +9,12 @@ from blockkd.runs import Row, read_csv
 from tests.test_cli import SMALL
 
 # A teacher, a student with dropout under Block-KD, whose L_cross starts in the middle, and another under plain KD.
-PLAIN = SMALL | {
+PLAIN: dict[str, Any] = SMALL | {
     "method": {"class_path": "blockkd.BlockKD", "init_args": {"gamma": 0.9, "cross_from_epoch": 1}},
     "beside": {"kd": {"class_path": "blockkd.KD"}},
 }
 # Augmented images, the last stone, and a record of the teacher.
-RECORDED = PLAIN | {
+RECORDED: dict[str, Any] = PLAIN | {
     "data": {"class_path": "tests.test_record_teacher.FewPixels"},
     "method": {
         "class_path": "blockkd.BlockKD",

@@ -3,11 +3,16 @@
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from blockkd.cli import main
+from blockkd.commands.midway import Midway
 from blockkd.commands.stopping import Stop, Terminated
 from blockkd.runs import Row
 from blockkd.training import DistillationModule
@@ -138,3 +143,23 @@ def test_handlers_are_given_back_whatever_happens() -> None:
                 stop.raise_if_received()
         assert type(caught.value) is kind
         assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_several_processes_are_stopped_together_by_lightning(
+    undisturbed: Path, folder: Path, steps: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that left alone would let the others wait for ever; one that is told by another ends with the same code."""
+    stop = Stop()
+    stop.received = signal.SIGTERM
+    alone, one_of_two = (SimpleNamespace(world_size=size) for size in (1, 2))
+    callback = Midway(folder / "last.ckpt", stop)
+    callback.on_validation_batch_end(cast(Trainer, one_of_two))
+    with pytest.raises(Terminated):
+        callback.on_validation_batch_end(cast(Trainer, alone))
+
+    write_recipe(folder, one_student("blockkd.KD"))
+    steps[:] = [None, SIGTERMException()]
+    assert main(begin("run")) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == f"blockkd: terminated{GO_ON}"
+    assert main(go_on(folder, "run")) == 0
+    assert_equal_runs(undisturbed, folder / "run")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blockkd.commands.best import BestEpoch
@@ -18,7 +20,7 @@ from blockkd.commands.checkpoints import SealedCheckpoints, usable_checkpoint
 from blockkd.commands.midway import Midway
 from blockkd.commands.recipe import TrainerOptions
 from blockkd.commands.slices import Deadline, StopInTime
-from blockkd.commands.stopping import Stop
+from blockkd.commands.stopping import Stop, Terminated
 from blockkd.data.images import ImageData
 from blockkd.durable import remove_drafts
 from blockkd.randomness import derived_seed
@@ -86,7 +88,7 @@ class EpochRows(Callback):
             }
         )
         if trainer.is_global_zero:
-            self.folder.write_metrics(self.job, self.rows)
+            self.folder.write_metrics(self.job, self.rows, flush=False)  # the checkpoint has them, too
 
 
 class ProgressLine(Callback):
@@ -201,18 +203,24 @@ def fit(
     if module.watched == "val":
         callbacks.append(BestEpoch(home / BEST))
     trainer = make_trainer(options, epochs, callbacks)
+    if trainer.world_size > 1:  # Ctrl-C goes to all ranks and ends them; of SIGTERM, Lightning tells them all
+        stop.signals = (signal.SIGTERM,)
     with stop, midway.positioned(data):
         try:
             with _interruptible():
                 trainer.fit(module, datamodule=data, ckpt_path=usable_checkpoint(home, job), weights_only=True)
-        except SystemExit:
+        except SystemExit as ended:
             stop.raise_if_received()
+            if isinstance(ended, SIGTERMException):  # another rank was told
+                raise Terminated from None
             raise
         except RuntimeError as error:
             if "DataLoader worker" in str(error):  # Ctrl-C goes to these processes, too
                 stop.raise_if_received()
             raise
         stop.raise_if_received()
+    if trainer.is_global_zero:
+        folder.write_metrics(job, rows.rows)
     return rows.rows
 
 

@@ -95,12 +95,16 @@ class Midway(Callback):
         oldest = OLDEST if left > trainer.accumulate_grad_batches else OLDEST_BEFORE_VALIDATION
         if (self.stop.received or time.monotonic() - self._saved > oldest) and _is_repeatable(trainer):
             self._save(trainer, pl_module, batch_idx + 1)
-        self.stop.raise_if_received()
+        self._stop(trainer)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop if that was asked for: the last checkpoint will do."""
         del args, kwargs
-        self.stop.raise_if_received()
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:  # or else the other ranks would wait for this one: Lightning stops them together
+            self.stop.raise_if_received()
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, batches: int) -> None:
         assert isinstance(pl_module, DistillationModule)
@@ -150,7 +154,7 @@ def begin_at(loader: Loader, batch: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """Where the random numbers of this process are, as plain data."""
-    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),

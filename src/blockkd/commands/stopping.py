@@ -35,15 +35,17 @@ class Stop:
 
     Attributes:
         received: the signal that came, or None.
+        signals: which are handled.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
         self._process = os.getpid()
         self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> "Stop":
-        self._before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {signum: signal.getsignal(signum) for signum in self.signals}
         self.listen()
         return self
 
@@ -55,7 +57,7 @@ class Stop:
 
     def listen(self) -> None:
         """Handle both signals from here on."""
-        for signum in self._before:
+        for signum in self.signals:
             _handle(signum, self._first)
 
     def raise_if_received(self) -> None:
