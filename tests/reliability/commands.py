@@ -1,8 +1,9 @@
 """Commands run in this process, and what must hold when their input is refused."""
 
+import io
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 
@@ -55,4 +56,28 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str], seconds: int = 
     assert said[0].startswith("blockkd: "), err
     assert said[0].isprintable(), said[0]
     assert "Traceback" not in out + err
+    return said[0].removeprefix("blockkd: ")
+
+
+class Reached(BaseException):
+    """Where a command has read and checked its input, and would begin to work."""
+
+
+def outcome(argv: list[str], seconds: int = 60) -> str | None:
+    """Run a command whose work is replaced by ``Reached``.
+
+    Returns:
+        None where it got there, otherwise the sentence by which its input was refused.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with time_limit(seconds), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(argv)
+        except Reached:
+            return None
+    said = [line for line in err.getvalue().splitlines() if not line.startswith("blockkd: warning:")]
+    assert code == 2, f"ended with {code}, and said {out.getvalue()[-500:]!r}, {err.getvalue()[-1500:]!r}"
+    assert len(said) == 1, err.getvalue()
+    assert said[0].startswith("blockkd: "), said
+    assert said[0].isprintable(), said
     return said[0].removeprefix("blockkd: ")

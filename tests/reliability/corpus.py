@@ -241,7 +241,9 @@ LYING: dict[str, Maker] = {
     "a zip of overlapping entries": _overlapping_zip,
     "a storage of 2 G numbers in 16 bytes": _edited(b"K\x04t", b"J\xff\xff\xff\x7ft"),
     "a tensor of 2 G numbers over 4": _edited(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),
-    "a tensor of 2 G numbers, all the same": _edited(b"K\x04\x85q\x08K\x01\x85", b"J\xff\xff\xff\x7f\x85q\x08K\x00\x85"),
+    "a tensor of 2 G numbers, all the same": _edited(
+        b"K\x04\x85q\x08K\x01\x85", b"J\xff\xff\xff\x7f\x85q\x08K\x00\x85"
+    ),
     "a mapping that holds itself": _holds_itself,
     "keys that are no names": _saved(lambda canary: {3: torch.ones(1), None: torch.ones(1)}),
     "64 GiB of zeros by a call": _pickle_of(b"cbuiltins\nbytearray\n", b"\x8a\x05\x00\x00\x00\x00\x10", b"\x85R"),
@@ -278,7 +280,8 @@ RECIPES: dict[str, str] = {  # CANARY stands for a path
     + "student: {class_path: blockkd.models.Named, init_args: {name: resnet8, options: {block: {class_path: os.system, "
     "init_args: {command: touch CANARY}}}}}\n",
     "a bare function": ON_DIGITS + "student: os.abort\n",
-    "a function of torch": ON_DIGITS + "student: {class_path: torch.load, init_args: {f: CANARY, weights_only: false}}\n",
+    "a function of torch": ON_DIGITS
+    + "student: {class_path: torch.load, init_args: {f: CANARY, weights_only: false}}\n",
     "torch.hub": ON_DIGITS + "student: {class_path: torch.hub.load, init_args: {repo_or_dir: x/y, model: z}}\n",
     "a module that acts when imported": ON_DIGITS + "student: {class_path: this.Net}\n",
     "a main module": ON_DIGITS + "student: {class_path: pip.__main__.Net}\n",
@@ -299,9 +302,9 @@ RECIPES: dict[str, str] = {  # CANARY stands for a path
     "a base that is no name": "base: [digits/block_kd]\n",
     "a thousand million values": ON_DIGITS + laughs("beside"),
     "a thousand million values, merged": ON_DIGITS + laughs("beside", merge=True),
-    "a thousand million values in a text": ON_DIGITS + "beside: |\n" + "".join(
-        f"  {line}\n" for line in laughs("x").splitlines()
-    ),
+    "a thousand million values in a text": ON_DIGITS
+    + "beside: |\n"
+    + "".join(f"  {line}\n" for line in laughs("x").splitlines()),
     "a value that holds itself": ON_DIGITS + "beside: &a {kd: *a}\n",
     "100,000 levels": ON_DIGITS + "beside: " + "[" * 10**5,
     "100,000 levels in a text": ON_DIGITS + "beside: '" + "[" * 10**5 + "'\n",
@@ -330,4 +333,217 @@ RECIPES: dict[str, str] = {  # CANARY stands for a path
     "attention from the hub": ON_DIGITS
     + "student: {class_path: blockkd.models.Named, init_args: {name: transformers/x/y, options: {attn_implementation: "
     "evil/attention}}}\n",
+}
+
+
+# Run folders: made by a real run, then changed
+
+
+def _link(name: str, to: str) -> Callable[[Path, Path], None]:
+    def change(run: Path, outside: Path) -> None:
+        path = run / name
+        if path.is_dir() and not path.is_symlink():
+            path.rename(outside / path.name)
+        else:
+            path.unlink(missing_ok=True)
+        path.symlink_to(to.replace("OUTSIDE", str(outside)))
+
+    return change
+
+
+def _write(name: str, content: str | bytes) -> Callable[[Path, Path], None]:
+    def change(run: Path, outside: Path) -> None:
+        del outside
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return change
+
+
+def _checkpoint_that_calls(run: Path, outside: Path) -> None:
+    torch.save({"state_dict": {}, "x": touching(outside / "canary")}, run / "kd" / "seed_0" / "last.ckpt")
+
+
+# By name: how an unfinished ``distill`` run of one method, kd, was changed.
+RUNS: dict[str, Callable[[Path, Path], None]] = {
+    "a method's folder leads outside": _link("kd", "OUTSIDE"),
+    "a seed's folder leads outside": _link("kd/seed_0", "OUTSIDE"),
+    "the teacher's folder leads outside": _link("teacher", "OUTSIDE"),
+    "a folder leads outside by dots": _link("kd", "../../outside"),
+    "a lock leads outside": _link("kd/seed_0/.lock", "OUTSIDE/canary"),
+    "the metrics lead outside": _link("kd/seed_0/metrics.csv", "OUTSIDE/canary"),
+    "the checkpoint leads outside": _link("kd/seed_0/last.ckpt", "OUTSIDE/canary"),
+    "the recorded teacher leads outside": _link("teacher_logits", "OUTSIDE"),
+    "the recipe leads to a device": _link("recipe.yaml", "/dev/zero"),
+    "the recipe goes round in a circle": _link("recipe.yaml", "recipe.yaml"),
+    "the recipe is torn": _write("recipe.yaml", "data:\n  class_path: blockkd.da"),
+    "the recipe is of zeros": _write("recipe.yaml", bytes(4096)),
+    "the recipe is a list": _write("recipe.yaml", "- 1\n- 2\n"),
+    "the recipe is no text": _write("recipe.yaml", b"\xff\xfe\x00"),
+    "the recipe calls": _write("recipe.yaml", "x: !!python/object/apply:os.system ['touch canary']\n"),
+    "the recipe is a comparison of other folders": _write(
+        "recipe.yaml", "command: blockkd compare\ncompare: {../../outside: kd}\n"
+    ),
+    "the recipe is a comparison of a list": _write("recipe.yaml", "command: x\ncompare: [kd]\n"),
+    "the recipe is a comparison of numbers": _write("recipe.yaml", "command: x\ncompare: {1: 2}\n"),
+    "the recipe is a comparison without origin": _write("recipe.yaml", "command: x\ncompare: {kd: {a: 1}}\n"),
+}
+
+
+# Datasets
+
+
+def _png_of(width: int, height: int) -> bytes:
+    """A PNG that says it has so many pixels, and has one row."""
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(1 + 3 * min(width, 10**6)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def _image(kind: str, **options: Any) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gif_of(frames: int) -> bytes:
+    """A GIF of so many pictures, the first black."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    first, *others = (Image.new("L", (32, 32), number % 256) for number in range(frames))
+    first.save(buffer, "GIF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
+def _postscript(canary: Path) -> bytes:
+    return (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n"
+        + f"({canary}) (w) file closefile\n".encode()
+        + b"showpage\n%%EOF\n"
+    )
+
+
+BAD_IMAGES: dict[str, Callable[[Path], bytes]] = {
+    "a PNG of 100,000 × 100,000 pixels": lambda canary: _png_of(100_000, 100_000),
+    "a PNG of 2 G × 2 G pixels": lambda canary: _png_of(2**31 - 1, 2**31 - 1),
+    "a PNG of one row of 100 M pixels": lambda canary: _png_of(100_000_000, 1),
+    "a torn JPEG": lambda canary: _image("JPEG")[:200],
+    "a JPEG of zeros": lambda canary: _image("JPEG")[:20] + bytes(1000),
+    "PostScript": _postscript,
+    "an empty file": lambda canary: b"",
+    "text": lambda canary: b"hello",
+    "a pickle": lambda canary: pickle.dumps(touching(canary)),
+}
+
+
+def image_folder(folder: Path, name: str, bad: bytes) -> Path:
+    """Two classes of three images in both splits; one image of each class is a file with the given content."""
+    for split in ("train", "test"):
+        for label in ("ant", "bee"):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for number in (1, 2):
+                (place / f"{number}.png").write_bytes(_image("PNG"))
+            (place / name).write_bytes(bad)
+    return folder
+
+
+def _archive_in(folder: Path, canary: Path) -> Path:
+    del canary
+    image_folder(folder / "data", "0.png", _image("PNG"))
+    with zipfile.ZipFile(folder / "data" / "train" / "more.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../../canary", bytes(2**20))
+    return folder / "data"
+
+
+def _tar_in(folder: Path, canary: Path) -> Path:
+    del canary
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        with tarfile.open(folder / "data" / f"{split}.tar", "w") as archive:
+            entry = tarfile.TarInfo("../../../canary")
+            entry.size = 4
+            archive.addfile(entry, io.BytesIO(b"evil"))
+    return folder / "data"
+
+
+def _card(text: str, name: str = "README.md") -> Maker:
+    def make(folder: Path, canary: Path) -> Path:
+        image_folder(folder / "data", "0.png", _image("PNG"))
+        card = f"---\n{text}\n---\n" if name == "README.md" else text
+        (folder / "data" / name).write_text(card.replace("CANARY", str(canary)))
+        return folder / "data"
+
+    return make
+
+
+def _parquet(change: Callable[[bytes], bytes]) -> Maker:
+    def make(folder: Path, canary: Path) -> Path:
+        del canary
+        table_of(folder / "data", [_image("PNG")] * 4)
+        path = folder / "data" / "train.parquet"
+        path.write_bytes(change(path.read_bytes()))
+        return folder / "data"
+
+    return make
+
+
+def table_of(folder: Path, images: list[Any]) -> Path:
+    """Parquet files of train and test with these images, which may be bytes or ``{"bytes": ..., "path": ...}``."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir(parents=True)
+    rows = [image if isinstance(image, dict) else {"bytes": image, "path": None} for image in images]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns = {"img": pyarrow.array(rows, kind), "label": [number % 2 for number in range(len(rows))]}
+    for split in ("train", "test"):
+        parquet.write_table(pyarrow.table(columns), folder / f"{split}.parquet")
+    return folder
+
+
+def _paths(path: str) -> Maker:
+    def make(folder: Path, canary: Path) -> Path:
+        del canary
+        return table_of(folder / "data", [{"bytes": None, "path": path}] * 4)
+
+    return make
+
+
+def _flipped(content: bytes) -> bytes:
+    return content[:40] + bytes(byte ^ 255 for byte in content[40:140]) + content[140:]
+
+
+DATASETS: dict[str, Maker] = {
+    "a zip among the images": _archive_in,
+    "tars": _tar_in,
+    "a card that leads outside": _card("configs:\n- config_name: default\n  data_files: ../../../../etc/*"),
+    "a card with an absolute path": _card("configs:\n- config_name: default\n  data_files: /etc/passwd"),
+    "a card that leads to another machine": _card(
+        "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: https://127.0.0.1:1/train.parquet"
+    ),
+    "a card that chains protocols": _card("configs:\n- config_name: default\n  data_files: zip://x::/tmp/y.zip"),
+    "a card whose folder is elsewhere": _card("configs:\n- config_name: default\n  data_dir: ../other"),
+    "a card that calls": _card("configs: !!python/object/apply:os.system ['touch CANARY']"),
+    "a card that grows": _card(laughs("configs")),
+    "a second card that leads outside": _card(
+        "configs:\n- config_name: default\n  data_files: ../../x/*\n", ".huggingface.yaml"
+    ),
+    "parquet with broken pages": _parquet(_flipped),
+    "parquet cut short": _parquet(lambda content: content[: len(content) // 2]),
+    "parquet without its end": _parquet(lambda content: content[:-8]),
+    "parquet with an absurd footer": _parquet(lambda content: content[:-8] + b"\xff\xff\xff\x7fPAR1"),
+    "parquet of zeros": _parquet(lambda content: bytes(len(content))),
+    "parquet that names a device": _paths("/dev/zero"),
+    "parquet that names another machine": _paths("https://127.0.0.1:1/x.png"),
+    "parquet that names what is not there": _paths("../../nowhere.png"),
 }

@@ -6,6 +6,7 @@ with ``methods/dkd`` on top, and over that what the pair (or the task, its base)
 ``methods``, option by option as on the command line.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -200,4 +201,13 @@ def _check_keys(value: Any, path: Path) -> None:
     for key, part in value.items() if isinstance(value, dict) else ():
         if not isinstance(key, str):
             raise InvalidInputError(f"the recipe {path} has the key {key!r}, which is not a name; put it in quotes")
+        if not key or re.search(r"[\s\0]", key):
+            raise InvalidInputError(f"the recipe {path} has the key {key!r}, expected a name without spaces")
+        if key == CLASS and not isinstance(part, str):
+            raise InvalidInputError(f"'{CLASS}' in {path} is {_shown(part)}, expected the path of a class as text")
         _check_keys(part, path)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"

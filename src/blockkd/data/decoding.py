@@ -20,8 +20,12 @@ MODES = {1: "L", 3: "RGB"}
 # Of Pillow's many formats those that datasets come in. Some others start a program to be drawn (PostScript).
 FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LARGEST_FILE = 2**28  # bytes
+MOST_PIXELS = 89_000_000  # where Pillow begins to warn
 # What Pillow raises on broken files, by format and by place of the damage.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 class Decoder:
@@ -88,6 +92,8 @@ def _open(file: Any) -> Image.Image:
             raise ValueError("there is neither a file nor its path")
         content = _read_file(Path(path))
     image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MOST_PIXELS:,} in all")
     image.load()  # or damage would only show later
     return image
 

@@ -37,7 +37,12 @@ def _check_card(path: Path) -> None:
         raise ValueError(f"the card {path} cannot be read: {error}; take it out, or mend it") from error
     configs = content.get("configs") if isinstance(content, dict) else None
     for key, pattern in _named_files(configs):
-        if "://" in pattern or "::" in pattern or ".." in PurePosixPath(pattern).parts or pattern.startswith(("/", "~")):
+        if (
+            "://" in pattern
+            or "::" in pattern
+            or ".." in PurePosixPath(pattern).parts
+            or pattern.startswith(("/", "~"))
+        ):
             raise ValueError(
                 f"the card {path} names {pattern!r} under {key}, which is not in the folder: a local dataset is read "
                 "from its own folder alone"

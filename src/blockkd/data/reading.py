@@ -1,6 +1,7 @@
 """A dataset of the Hugging Face hub or of a local folder, through the ``datasets`` library."""
 
 import importlib
+import logging
 import re
 import sys
 import warnings
@@ -45,11 +46,13 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
         )
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error comes as the error, too
     try:
         return datasets.load_dataset(path, name=subset, revision=revision)
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
+        reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         raise ValueError(
-            f"cannot read {path!r}: {' '.join(str(error).split())} (expected a folder with train/CLASS/*.png and "
+            f"cannot read {path!r}: {' '.join(str(reason or error).split())} (expected a folder with train/CLASS/*.png and "
             "test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
         ) from error
 

@@ -16,6 +16,7 @@ from blockkd.models.logits_only import returning_logits
 _OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 _ATTENTION = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
+
 def from_timm(name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """The network that timm calls ``name``; see ``create_model``."""
     timm = _library("timm", name)
@@ -47,7 +48,9 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool, options: dic
         tags = [f"{architecture}.{member}" for member in known]
         raise ValueError(f"torchvision has no pretrained weights called {name!r}; {_what_there_is(tags)}")
     if options.pop("revision", None) is not None:
-        raise ValueError(f"torchvision's weights have no revisions, their names are final: leave revision out of {name!r}")
+        raise ValueError(
+            f"torchvision's weights have no revisions, their names are final: leave revision out of {name!r}"
+        )
     if options.pop("in_channels", 3) != 3:
         raise ValueError("torchvision's networks take 3 channels; timm's take any (timm/NAME)")
     if not pretrained:
@@ -107,7 +110,9 @@ def _timm_revision(timm: Any, name: str, pretrained: bool, revision: str | None)
     """What timm calls these weights at this revision: ``organisation/name@revision``; None for what it takes itself."""
     if not pretrained:
         if revision is not None:
-            raise ValueError(f"revision is {revision!r}, but nothing is loaded for 'timm/{name}': set pretrained as well")
+            raise ValueError(
+                f"revision is {revision!r}, but nothing is loaded for 'timm/{name}': set pretrained as well"
+            )
         return None
     on_hub = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None)
     if revision is None:
