@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 FACTOR = float(os.environ.get("FUZZ", "1"))
@@ -22,6 +22,7 @@ def cases(number: int) -> Callable[[Any], Any]:
         derandomize=FACTOR == 1,
         deadline=None,
         report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink],  # to explain a failure hypothesis traces every line of every case
         database=None,
         suppress_health_check=list(HealthCheck),
     )
