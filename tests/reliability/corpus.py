@@ -147,17 +147,17 @@ def _header(header: Any, data: int = 4, length: int | None = None) -> Maker:
 
 
 def _packed_zip(folder: Path, canary: Path) -> Path:
-    """A checkpoint whose one tensor is 4 GiB of zeros, packed into 4 MiB."""
+    """A checkpoint whose one tensor is 1 GiB of zeros, packed into 4 MiB."""
     del canary
     plain, path = folder / "plain.pth", folder / "weights.pth"
     torch.save({"w": torch.zeros(4)}, plain)
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
         for name in source.namelist():
             if not name.endswith("/data/0"):
-                target.writestr(name, source.read(name).replace(b"K\x04t", b"J\xff\xff\xff\x3ft"))
+                target.writestr(name, source.read(name).replace(b"K\x04t", b"J\xff\xff\xff\x0ft"))
                 continue
             with target.open(name, "w", force_zip64=True) as entry:
-                for _ in range(64):
+                for _ in range(16):
                     entry.write(bytes(2**26))
     plain.unlink()
     return path
@@ -237,7 +237,7 @@ LYING: dict[str, Maker] = {
     "a name that a terminal obeys": _header({"\x1b[2J\x1b]0;owned\x07[/red]": _one([1], 0, 4)}),
     "a header that is a list": _header([1, 2]),
     "a header that is not UTF-8": _raw(lambda: safetensors_file(b'{"\xff":1}')),
-    "a packed zip of 4 GiB": _packed_zip,
+    "a packed zip of 1 GiB": _packed_zip,
     "a zip of overlapping entries": _overlapping_zip,
     "a storage of 2 G numbers in 16 bytes": _edited(b"K\x04t", b"J\xff\xff\xff\x7ft"),
     "a tensor of 2 G numbers over 4": _edited(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85"),

@@ -127,7 +127,7 @@ def checked(argv: list[str]) -> str | None:
 def test_fuzz_recipe(command: str, record_property: Record) -> None:
     drawn = 0
 
-    @cases({"distill": 800, "compare": 250, "inspect": 250, "evaluate": 250}[command])
+    @cases({"distill": 600, "compare": 150, "inspect": 150, "evaluate": 150}[command])
     @given(mutated())
     def run(case: tuple[dict[str, Any], list[Steps]]) -> None:
         nonlocal drawn
@@ -148,7 +148,7 @@ def test_fuzz_text(command: str, record_property: Record) -> None:
     text = yaml.safe_dump(ORIGINALS[1], sort_keys=False)
     drawn = 0
 
-    @cases(300)
+    @cases(200)
     @given(
         st.lists(
             st.tuples(
@@ -194,7 +194,7 @@ def test_fuzz_command_line(record_property: Record) -> None:
     drawn = 0
     option = st.tuples(st.sampled_from(OPTIONS), st.one_of(TEXTS, VALUES.map(repr), VALUES.map(str)), st.booleans())
 
-    @cases(900)
+    @cases(600)
     @given(st.sampled_from(["distill", "inspect", "compare", "evaluate", "teach"]), st.lists(option, max_size=3), TEXTS)
     def run(command: str, given_: list[tuple[str, str, bool]], stray: str) -> None:
         nonlocal drawn

@@ -1,6 +1,8 @@
 """What a stranger could send: every file of the corpus is refused in one sentence, runs nothing and changes nothing."""
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +161,47 @@ def test_of_a_moving_image_only_the_first_picture_is_read(tmp_path: Path) -> Non
 
     pixels = Decoder(1, None, None).decode(gif_of(2000), "x")
     assert (pixels == 0).all()
+
+
+# Memory
+
+BOMBS = [
+    *("a packed zip of 1 GiB", "a zip of overlapping entries", "a storage of 2 G numbers in 16 bytes"),
+    *("a tensor of 2 G numbers over 4", "a tensor of 2 G numbers, all the same", "64 GiB of zeros by a call"),
+    *("64 GiB by an old call", "an absurd memo", "a name of 1 MiB", "20,000 empty tensors"),
+]
+LAUGHS = ["a thousand million values", "a thousand million values, merged", "a thousand million values in a text"]
+IMPORTS = [Path(path).absolute() for path in sys.path if path]
+UNDER_A_LIMIT = """
+import resource, sys
+from blockkd.cli import main
+for command in ("distill", "inspect"):
+    main([command, "--config", "digits/nothing"])  # imports what the commands import
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for argv in {commands!r}:
+    assert main(argv) == 2, argv
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_bombs_take_no_memory(place: Path, record_property: Record) -> None:
+    """In a process of its own, of which the peak is taken before and after: less than 300 MiB more for all of them."""
+    commands = []
+    for number, name in enumerate(BOMBS):
+        folder = place / str(number)
+        folder.mkdir()
+        path = LYING[name](folder, place.parent / "canary")
+        commands.append([*DISTILL, "--teacher.weights", str(path)])
+    for number, name in enumerate(LAUGHS):
+        path = place / f"{number}.yaml"
+        path.write_text(RECIPES[name])
+        commands.append(["distill", "--config", str(path)])
+    code = UNDER_A_LIMIT.format(commands=commands)
+    same_imports = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, IMPORTS))}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=same_imports
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    taken = int(ran.stdout.split()[-1])
+    assert taken < 300
+    record_property("reliability", ["memory that bombs took, MiB", "largest", taken])
