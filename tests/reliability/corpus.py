@@ -365,6 +365,11 @@ def _checkpoint_that_calls(run: Path, outside: Path) -> None:
     torch.save({"state_dict": {}, "x": touching(outside / "canary")}, run / "kd" / "seed_0" / "last.ckpt")
 
 
+def _result(**changed: Any) -> str:
+    whole = {"method": "teacher", "seed": 0, "epochs": 0, "test_accuracy": 0.5, "val_accuracy": 0.5}
+    return json.dumps({**whole, "parameters": 1, "flops_per_image": 1, "seconds": 0.0, **changed})
+
+
 # By name: how an unfinished ``distill`` run of one method, kd, was changed.
 RUNS: dict[str, Callable[[Path, Path], None]] = {
     "a method's folder leads outside": _link("kd", "OUTSIDE"),
@@ -375,6 +380,19 @@ RUNS: dict[str, Callable[[Path, Path], None]] = {
     "the metrics lead outside": _link("kd/seed_0/metrics.csv", "OUTSIDE/canary"),
     "the checkpoint leads outside": _link("kd/seed_0/last.ckpt", "OUTSIDE/canary"),
     "the recorded teacher leads outside": _link("teacher_logits", "OUTSIDE"),
+    "a torn result": _write("teacher/seed_0/result.json", '{"method": "tea'),
+    "a result of 100,000 levels": _write("teacher/seed_0/result.json", "[" * 10**5),
+    "a result that is a list": _write("teacher/seed_0/result.json", "[1]"),
+    "a result of words": _write("teacher/seed_0/result.json", _result(test_accuracy="high")),
+    "a result of mappings": _write("teacher/seed_0/result.json", _result(val_accuracy={"a": 1})),
+    "a result of NaN": _write("teacher/seed_0/result.json", _result(val_accuracy=float("nan"))),
+    "half of a result": _write("teacher/seed_0/result.json", '{"method": "teacher", "test_accuracy": 0.5}'),
+    "a result that is no text": _write("teacher/seed_0/result.json", b"\xff\xfe"),
+    "torn metrics": _write("teacher/seed_0/metrics.csv", "method,seed,epoch,lr,seconds\nteacher,0"),
+    "metrics with a zero byte": _write("teacher/seed_0/metrics.csv", b"method,seed\0\n\0,1\n"),
+    "metrics with a field of 200 KB": _write("teacher/seed_0/metrics.csv", 'method\n"' + "x" * 200_000),
+    "metrics of words": _write("teacher/seed_0/metrics.csv", "method,seed,epoch,lr,seconds\nteacher,a,b,c,d\n"),
+    "metrics that are no text": _write("teacher/seed_0/metrics.csv", b"\xff\xfe\n"),
     "the recipe leads to a device": _link("recipe.yaml", "/dev/zero"),
     "the recipe goes round in a circle": _link("recipe.yaml", "recipe.yaml"),
     "the recipe is torn": _write("recipe.yaml", "data:\n  class_path: blockkd.da"),

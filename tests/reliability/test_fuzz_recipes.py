@@ -210,3 +210,8 @@ def test_fuzz_command_line(record_property: Record) -> None:
 
     run()
     count(record_property, CASES, drawn)
+
+
+def test_null_for_the_methods_beside_is_none() -> None:
+    Path("recipe.yaml").write_text("base: digits/block_kd\nbeside: null\n")
+    assert checked(COMMANDS["distill"]) is None

@@ -58,6 +58,16 @@ def test_a_checkpoint_that_would_run_code(name: str, place: Path, refuses: Calla
     assert not canary.exists()
 
 
+def test_no_setting_of_the_environment_loosens_it(
+    place: Path, refuses: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    canary = place.parent / "canary"
+    for name in ("zip format", "old format"):
+        refuses([*DISTILL, "--teacher.weights", str(EXECUTING[name](place, canary))])
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("name", LYING)
 def test_a_checkpoint_that_lies(name: str, place: Path, refuses: Callable[[list[str]], str]) -> None:
     path = LYING[name](place, place.parent / "canary")
@@ -151,6 +161,7 @@ def test_an_image(
     data = image_folder(place / "data", "0.png", BAD_IMAGES[name](canary))
     said = refused([*on(data), "--data.max_corrupt", "0", "--data.in_memory", in_memory], capsys)
     assert "0.png" in said
+    assert name != "PostScript" or "not an image file" in said  # Pillow would look for a program that draws it
     assert not canary.exists()
     assert not (place / "runs").exists()
     count(record_property, REFUSED)

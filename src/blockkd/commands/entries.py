@@ -12,9 +12,10 @@ from torch import nn
 from blockkd.commands.checks import check_distilling, is_job_name
 from blockkd.commands.composing import SUFFIXES, is_plain, read_recipe
 from blockkd.commands.errors import InvalidInputError
-from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_contained, check_unchanged, flat
+from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_unchanged, flat
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import DistillRecipe, method_name
+from blockkd.commands.stored import check_stored
 from blockkd.runs import RECIPE, RunFolder, write_text
 
 SHARED = ("data", "teacher", "seed", "seeds", "threads", "trainer")
@@ -80,7 +81,7 @@ def stored_entries(parser: ArgumentParser, folder: RunFolder, options: Sequence[
     Raises:
         InvalidInputError: the folder holds another kind of run, or the options would change the comparison.
     """
-    check_contained(folder)
+    check_stored(folder)
     lines = read_recipe(folder.path / RECIPE).get("compare")
     if not isinstance(lines, dict) or not lines:
         raise InvalidInputError(f"{folder.path} holds no comparison; go on with blockkd distill --resume {folder.path}")

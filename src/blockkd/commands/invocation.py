@@ -1,7 +1,6 @@
 """What a training command was asked to do: which recipe, which folder, new or resumed."""
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from blockkd.commands.composing import read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import TeachRecipe
+from blockkd.commands.stored import check_stored
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
@@ -131,27 +131,13 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
         folder = RunFolder.open(options.resume)
     except RunFolderError as error:
         raise InvalidInputError(f"{error}") from error
-    check_contained(folder)
+    check_stored(folder)
     if "compare" in read_recipe(folder.path / RECIPE):
         raise InvalidInputError(f"{folder.path} holds a comparison; go on with blockkd compare --resume {folder.path}")
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
     check_unchanged(parser, stored, config)
     return Invocation(parser, config, folder, resumed=True)
-
-
-def check_contained(folder: RunFolder) -> None:
-    """Raise InvalidInputError when going on with a run would write outside of its folder, through a link in it."""
-    own = folder.path.resolve()
-    for place, folders, files in os.walk(own):
-        for name in (*folders, *files):
-            path = Path(place) / name
-            target = Path(os.path.realpath(path))  # Path.resolve fails where links go round in a circle
-            if path.is_symlink() and not target.is_relative_to(own):
-                raise InvalidInputError(
-                    f"{folder.path / path.relative_to(own)} is a link to {target}, outside of the run: put what it "
-                    "stands for in its place"
-                )
 
 
 def check_unchanged(parser: ArgumentParser, stored: Namespace, config: Namespace) -> None:
