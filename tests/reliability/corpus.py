@@ -114,7 +114,7 @@ EXECUTING: dict[str, Maker] = {
     "getattr": _saved(lambda canary: Calls(getattr, Calls(__import__, "os"), f"touch {canary}")),
     "load within load": _saved(lambda canary: Calls(pickle.loads, pickle.dumps(touching(canary)))),
     "torch.load again": _saved(lambda canary: Calls(torch.load, str(canary))),
-    "a network": _saved(lambda canary: nn.Linear(2, 2)),
+    "a network": _saved(lambda _: nn.Linear(2, 2)),
     "TorchScript": _torchscript,
     "NumPy objects": _numpy_objects,
 }
@@ -245,7 +245,7 @@ LYING: dict[str, Maker] = {
         b"K\x04\x85q\x08K\x01\x85", b"J\xff\xff\xff\x7f\x85q\x08K\x00\x85"
     ),
     "a mapping that holds itself": _holds_itself,
-    "keys that are no names": _saved(lambda canary: {3: torch.ones(1), None: torch.ones(1)}),
+    "keys that are no names": _saved(lambda _: {3: torch.ones(1), None: torch.ones(1)}),
     "64 GiB of zeros by a call": _pickle_of(b"cbuiltins\nbytearray\n", b"\x8a\x05\x00\x00\x00\x00\x10", b"\x85R"),
     "64 GiB by an old call": _pickle_of(b"c__builtin__\nbytearray\n", b"\x8a\x05\x00\x00\x00\x00\x10", b"\x85R"),
     "100,000 levels of pickle": _pickle_of(b"]" * 10**5 + b"a" * (10**5 - 1)),
@@ -451,14 +451,14 @@ def _postscript(canary: Path) -> bytes:
 
 
 BAD_IMAGES: dict[str, Callable[[Path], bytes]] = {
-    "a PNG of 100,000 × 100,000 pixels": lambda canary: _png_of(100_000, 100_000),
-    "a PNG of 2 G × 2 G pixels": lambda canary: _png_of(2**31 - 1, 2**31 - 1),
-    "a PNG of one row of 100 M pixels": lambda canary: _png_of(100_000_000, 1),
-    "a torn JPEG": lambda canary: _image("JPEG")[:200],
-    "a JPEG of zeros": lambda canary: _image("JPEG")[:20] + bytes(1000),
+    "a PNG of 100,000 × 100,000 pixels": lambda _: _png_of(100_000, 100_000),
+    "a PNG of 2 G × 2 G pixels": lambda _: _png_of(2**31 - 1, 2**31 - 1),
+    "a PNG of one row of 100 M pixels": lambda _: _png_of(100_000_000, 1),
+    "a torn JPEG": lambda _: _image("JPEG")[:200],
+    "a JPEG of zeros": lambda _: _image("JPEG")[:20] + bytes(1000),
     "PostScript": _postscript,
-    "an empty file": lambda canary: b"",
-    "text": lambda canary: b"hello",
+    "an empty file": lambda _: b"",
+    "text": lambda _: b"hello",
     "a pickle": lambda canary: pickle.dumps(touching(canary)),
 }
 
@@ -543,7 +543,7 @@ def _flipped(content: bytes) -> bytes:
 
 DATASETS: dict[str, Maker] = {
     "a zip among the images": _archive_in,
-    "tars": _tar_in,
+    "two tars": _tar_in,
     "a card that leads outside": _card("configs:\n- config_name: default\n  data_files: ../../../../etc/*"),
     "a card with an absolute path": _card("configs:\n- config_name: default\n  data_files: /etc/passwd"),
     "a card that leads to another machine": _card(

@@ -1,7 +1,7 @@
 """How the fuzz tests draw their cases, and how many.
 
-By default the cases are the same in every session. ``FUZZ=10 pytest tests/reliability -k fuzz`` draws ten times as many,
-other ones each time, and shows the smallest that fails.
+By default the cases are the same in every session. ``FUZZ=10 pytest tests/reliability -k fuzz`` draws ten times as
+many, other ones each time, and shows the smallest that fails.
 """
 
 import os

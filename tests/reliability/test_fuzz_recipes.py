@@ -1,7 +1,7 @@
 """Thousands of broken recipes and command lines: each is accepted, or refused in a sentence that names the place."""
 
 import copy
-import os
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def _resolved(name: str) -> dict[str, Any]:
     return content
 
 
+# Of which a refusal must name one: a field of the recipe, or the file where it has no fields.
+FIELDS = [*(field.name for field in dataclasses.fields(DistillRecipe)), "recipe"]
 ORIGINALS = [
     compose("digits/block_kd"),
     _resolved("digits/block_kd"),
@@ -54,10 +56,9 @@ def at(recipe: Any, way: Steps) -> Any:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> tuple[dict[str, Any], list[Steps]]:
-    """A recipe with one to three places changed, and these places."""
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """A recipe with one to three places changed."""
     recipe = copy.deepcopy(draw(st.sampled_from(ORIGINALS)))
-    changed: list[Steps] = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         way = draw(st.sampled_from(sorted(ways(recipe), key=repr) or [("epochs",)]))
         place, key = at(recipe, way[:-1]), way[-1]
@@ -76,8 +77,7 @@ def mutated(draw: st.DrawFn) -> tuple[dict[str, Any], list[Steps]]:
             )
         else:
             place[key] = copy.deepcopy(at(recipe, draw(st.sampled_from(sorted(ways(recipe), key=repr)))))
-        changed.append(way)
-    return recipe, changed
+    return recipe
 
 
 def reach(*arguments: object, **options: object) -> None:
@@ -117,9 +117,9 @@ COMMANDS = {
 
 def checked(argv: list[str]) -> str | None:
     """The outcome of a command that must leave the folder as it was."""
-    before = sorted(os.listdir())
+    before = sorted(Path().iterdir())
     said = outcome(argv)
-    assert sorted(os.listdir()) == before
+    assert sorted(Path().iterdir()) == before
     return said
 
 
@@ -129,14 +129,12 @@ def test_fuzz_recipe(command: str, record_property: Record) -> None:
 
     @cases({"distill": 600, "compare": 150, "inspect": 150, "evaluate": 150}[command])
     @given(mutated())
-    def run(case: tuple[dict[str, Any], list[Steps]]) -> None:
+    def run(recipe: dict[str, Any]) -> None:
         nonlocal drawn
         drawn += 1
-        recipe, changed = case
         Path("recipe.yaml").write_text(yaml.dump(recipe, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
         said = checked(COMMANDS[command])
-        if said is not None:
-            assert len(said) > 20
+        assert said is None or any(field in said for field in FIELDS), said
 
     run()
     count(record_property, CASES, drawn)

@@ -19,6 +19,7 @@ class Hub:
         self.asked: list[Any] = []
 
     def load_dataset(self, path: str, name: str | None, revision: str | None) -> Any:
+        del name
         datasets = pytest.importorskip("datasets")
         self.asked.append((path, revision))
         if revision not in (None, COMMIT):
@@ -47,9 +48,9 @@ def test_a_dataset_is_taken_at_its_revision(hub: Hub) -> None:
 
 
 def test_a_dataset_without_revision_is_warned_of(hub: Hub) -> None:
-    with pytest.warns(UserWarning, match="'someone/birds' is taken from the hub in its newest state.*as revision"):
-        with pytest.raises(ValueError, match="no images"):
-            HubImages("someone/birds").example()
+    unpinned = pytest.warns(UserWarning, match="'someone/birds' is taken from the hub in its newest state.*as revision")
+    with unpinned, pytest.raises(ValueError, match="no images"):
+        HubImages("someone/birds").example()
     assert hub.asked == [("someone/birds", None)]
 
 
@@ -106,9 +107,9 @@ def test_a_transformer_of_the_hub_without_revision_is_warned_of(monkeypatch: pyt
         raise OSError(f"{revision} is not a valid git identifier")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_hub)
-    with pytest.warns(UserWarning, match="'transformers/someone/vit' is taken from the hub in its newest state"):
-        with pytest.raises(ValueError, match="None is not a valid git identifier"):
-            create_model("transformers/someone/vit", 7)
+    unpinned = pytest.warns(UserWarning, match="'transformers/someone/vit' is taken from the hub in its newest state")
+    with unpinned, pytest.raises(ValueError, match="None is not a valid git identifier"):
+        create_model("transformers/someone/vit", 7)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=f"{COMMIT} is not a valid git identifier"):

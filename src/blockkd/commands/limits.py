@@ -28,7 +28,7 @@ CEILINGS = {
     "image_side": 2**14,
     "resize_side": 2**14,
 }
-_DUNDER_PATH = re.compile(r"(\w+\.)*__\w*(\.\w+)*")
+_DUNDER_PATH = re.compile(r"\w+\.__\w+[\w.]*")  # also within a text that is read as YAML later
 
 
 def check_values(content: Any, where: str) -> None:
@@ -39,8 +39,9 @@ def check_values(content: Any, where: str) -> None:
         where: what it is called in a message.
 
     Raises:
-        InvalidInputError: a number has more digits than Python writes out; a text is too long, would grow beyond measure when read as YAML, or names a module by a
-            name that Python keeps for itself, such as ``package.__main__``, which runs when it is imported.
+        InvalidInputError: a number has more digits than Python writes out; a text is too long, would grow beyond
+            measure when read as YAML, or names a module by a name that Python keeps for itself, such as
+            ``package.__main__``, which runs when it is imported.
     """
     for place, text in _leaves(content, ""):
         said = f"{where}, {place}" if place else where
@@ -54,8 +55,10 @@ def check_values(content: Any, where: str) -> None:
             check_grows(text)
         except PlainYAMLError as error:
             raise InvalidInputError(f"{said}: the text cannot be used as a value, since {error}") from error
-        if "." in text and _DUNDER_PATH.fullmatch(text):
-            raise InvalidInputError(f"{said}: {text} cannot be named in a recipe; expected the class path of a class")
+        if named := _DUNDER_PATH.search(text):
+            raise InvalidInputError(
+                f"{said}: {named[0]} cannot be named in a recipe; expected the class path of a class"
+            )
 
 
 def check_numbers(config: Any) -> None:

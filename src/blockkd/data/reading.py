@@ -52,8 +52,8 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
         reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         raise ValueError(
-            f"cannot read {path!r}: {' '.join(str(reason or error).split())} (expected a folder with train/CLASS/*.png and "
-            "test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
+            f"cannot read {path!r}: {' '.join(str(reason or error).split())} (expected a folder with train/CLASS/*.png "
+            "and test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
         ) from error
 
 
