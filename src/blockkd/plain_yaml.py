@@ -47,7 +47,7 @@ def load_yaml(text: str) -> Any:
         if node is None:
             return None
         _Count(node).check()
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     except PlainYAMLError:
         raise
     except RecursionError as error:

@@ -61,6 +61,8 @@ class Dense(nn.Module):
 class Trick(nn.Module):
     """A forward that does something else with its input."""
 
+    seen: Tensor
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
