@@ -201,8 +201,8 @@ def _check_keys(value: Any, path: Path) -> None:
     for key, part in value.items() if isinstance(value, dict) else ():
         if not isinstance(key, str):
             raise InvalidInputError(f"the recipe {path} has the key {key!r}, which is not a name; put it in quotes")
-        if not key or re.search(r"[\s\0]", key):
-            raise InvalidInputError(f"the recipe {path} has the key {key!r}, expected a name without spaces")
+        if not all(key.split(".")) or re.search(r"[\s\0]", key):
+            raise InvalidInputError(f"the recipe {path} has the key {key!r}, expected a name without spaces or gaps")
         if key == CLASS and not isinstance(part, str):
             raise InvalidInputError(f"'{CLASS}' in {path} is {_shown(part)}, expected the path of a class as text")
         _check_keys(part, path)

@@ -161,7 +161,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if missing and not option:
         return f"the recipe says nothing about {missing[1]}"
     reason = _plain(re.sub(r'Parser key "[^"]+":?', "", message))
-    return f"{option}: {reason}" if option else reason
+    return f"{option}: {reason}" if option else f"the recipe or an option cannot be used: {reason}"
 
 
 def _explain_stray(parser: ArgumentParser, argument: str) -> str:
