@@ -306,7 +306,7 @@ BAD = {
             "--scheduler",
             "{class_path: torch.optim.lr_scheduler.LambdaLR, init_args: {lr_lambda: textwrap.dedent}}",
         ],
-        "--scheduler.init_args.lr_lambda: textwrap.dedent cannot be named in a recipe",
+        "--scheduler.lr_lambda: textwrap.dedent cannot be named in a recipe",
     ),
     "a class of another kind": (
         ["distill", "--student", "{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}"],

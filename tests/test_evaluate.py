@@ -128,7 +128,7 @@ BAD = {
         ["net.pth", *DATA, "--teacher.network", "resnet14"],
         "nearest to the file is resnet8: 44 of its 47 tensors agree.",
     ),
-    "a stranger": (["stranger.pth", *DATA], "unexpected; 0 of another shape. No known network is like it."),
+    "a stranger": (["stranger.pth", *DATA], "unexpected; 0 of another shape or kind. No known network is like it."),
     "class count": (
         ["seven.pth", *DATA],
         "2 (fc.weight (file 7×64, network 10×64), fc.bias (file 7, network 10)) of another shape",

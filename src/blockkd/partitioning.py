@@ -295,6 +295,8 @@ def _zeros_filled(network: nn.Module) -> Iterator[None]:
 def _batch_of(example: Tensor, n: int) -> Tensor:
     if not isinstance(example, Tensor):
         raise PartitionError(f"the example is a {type(example).__name__}, expected a tensor with a batch (B, ...)")
+    if example.layout != torch.strided:
+        raise PartitionError(f"the example is {example.layout}, expected a dense tensor: give example.to_dense()")
     if example.ndim < 2 or len(example) == 0:
         raise PartitionError(
             f"the example has shape {tuple(example.shape)}: expected a batch (B, ...) of at least one input"

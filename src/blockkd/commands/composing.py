@@ -6,16 +6,16 @@ with ``methods/dkd`` on top, and over that what the pair (or the task, its base)
 ``methods``, option by option as on the command line.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from blockkd.commands.errors import InvalidInputError, nearest
+from blockkd.commands.errors import InvalidInputError, nearest, user_input
 from blockkd.models.create import LIBRARIES
 from blockkd.models.zoo import NETWORKS
+from blockkd.plain_yaml import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 BASE = "base"  # a recipe's key, and the name of the part that all pairs of a task rest on
@@ -107,15 +107,15 @@ def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
     if not is_plain(name_or_path):
         return _compose_pair(name_or_path, above)
     path = _find(name_or_path)
-    if path in above:
+    if path.resolve() in above:
         raise InvalidInputError(f"the recipe {path} is its own base; take the key 'base' out of one of them")
-    content = _read(path)
+    content = read_recipe(path)
     base = content.pop(BASE, None)
     if base is None:
         return content
     if base.endswith(SUFFIXES) or base.rpartition("/")[0].endswith(SUFFIXES):
         base = str(path.parent / base)
-    return merge(_compose(base, (*above, path)), content)
+    return merge(_compose(base, (*above, path.resolve())), content)
 
 
 def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
@@ -127,17 +127,22 @@ def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
         raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, methods)}")
     pair = pair if pair.endswith(SUFFIXES) else f"/{PAIRS}/".join(pair.split("/"))
     recipe = merge(_compose(pair, above), _compose(f"{METHODS}/{method}", above))
-    for option, value in recipe.pop(METHODS, {}).get(method, {}).items():
-        _set(recipe, option, value)
+    asked = recipe.pop(METHODS, {})
+    if not isinstance(asked, dict) or not isinstance(asked.get(method, {}), dict):
+        raise InvalidInputError(f"'{METHODS}' in {pair} must hold options by method, such as kd: {{method.alpha: 0.1}}")
+    for option, value in asked.get(method, {}).items():
+        _set(recipe, option, value, f"'{METHODS}' in {pair}")
     return recipe
 
 
-def _set(recipe: Recipe, option: str, value: Any) -> None:
+def _set(recipe: Recipe, option: str, value: Any, where: str) -> None:
     """Set an option as the command line writes it: ``method.distance.beta``, without the ``init_args`` between."""
     *path, last = option.split(".")
     node = recipe
     for key in path:
-        node = node[key]
+        node = node.get(key, {}) if isinstance(node, dict) else {}
+        if not isinstance(node, dict) or not node:
+            raise InvalidInputError(f"{where} sets {option}, but the recipe has nothing at {key!r}")
         if CLASS in node:
             node = node.setdefault("init_args", {})
     node[last] = value
@@ -174,15 +179,35 @@ def _unknown(name: str) -> InvalidInputError:
     )
 
 
-def _read(path: Path) -> Recipe:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"cannot read the recipe {path}: {error}") from error
+def read_recipe(path: Path) -> Recipe:
+    """One recipe file as it stands there, with the key ``base``.
+
+    Raises:
+        InvalidInputError: it is not readable, or says something other than keys and values.
+    """
+    with user_input(f"cannot use the recipe {path}"):
+        content = read_yaml(path)
     if not isinstance(content, dict):
         raise InvalidInputError(f"the recipe {path} must hold keys and values, such as 'epochs: 30'")
+    _check_keys(content, path)
     if not isinstance(content.get(BASE), str | None):
         raise InvalidInputError(f"'base' in {path} must be the name or the path of one recipe")
     return content
+
+
+def _check_keys(value: Any, path: Path) -> None:
+    for part in value if isinstance(value, list) else ():
+        _check_keys(part, path)
+    for key, part in value.items() if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise InvalidInputError(f"the recipe {path} has the key {key!r}, which is not a name; put it in quotes")
+        if not all(key.split(".")) or re.search(r"[\s\0]", key):
+            raise InvalidInputError(f"the recipe {path} has the key {key!r}, expected a name without spaces or gaps")
+        if key == CLASS and not isinstance(part, str):
+            raise InvalidInputError(f"'{CLASS}' in {path} is {_shown(part)}, expected the path of a class as text")
+        _check_keys(part, path)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}…"

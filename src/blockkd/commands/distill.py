@@ -50,9 +50,10 @@ def distill_parser() -> ArgumentParser:
 def all_methods(recipe: DistillRecipe, config: Namespace) -> dict[str, MethodFactory]:
     """The recipe's method under its own name, then those beside it."""
     name = method_name(config["method"]["class_path"])
-    if name in recipe.beside:
+    beside = recipe.beside or {}  # a recipe may say null
+    if name in beside:
         raise InvalidInputError(f"two methods are called {name!r}; give the one under 'beside' another name")
-    return {name: recipe.method, **recipe.beside}
+    return {name: recipe.method, **beside}
 
 
 def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocation: Invocation) -> list[Job]:

@@ -9,11 +9,12 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from blockkd.commands.checks import Checked, check_distilling, is_job_name
-from blockkd.commands.composing import SUFFIXES, is_plain
+from blockkd.commands.composing import SUFFIXES, is_plain, read_recipe
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.invocation import FOLDER_OPTIONS, Invocation, check_unchanged, flat
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import DistillRecipe, method_name
+from blockkd.commands.stored import check_stored
 from blockkd.runs import RECIPE, RunFolder, write_text
 
 SHARED = ("data", "teacher", "seed", "seeds", "threads", "trainer")
@@ -79,9 +80,16 @@ def stored_entries(parser: ArgumentParser, folder: RunFolder, options: Sequence[
     Raises:
         InvalidInputError: the folder holds another kind of run, or the options would change the comparison.
     """
-    lines = _stored(folder).get("compare")
-    if not isinstance(lines, dict) or not lines or not all(is_job_name(name) for name in lines):
+    check_stored(folder)
+    lines = read_recipe(folder.path / RECIPE).get("compare")
+    if not isinstance(lines, dict) or not lines:
         raise InvalidInputError(f"{folder.path} holds no comparison; go on with blockkd distill --resume {folder.path}")
+    for name, origin in lines.items():
+        if not is_job_name(name) or not isinstance(origin, str):
+            raise InvalidInputError(
+                f"{folder.path / RECIPE} has the line {name!r} of {origin!r} under 'compare', expected a name of "
+                "letters, digits, - and _ and the recipe that it came from"
+            )
     configs: dict[str, tuple[str, Namespace]] = {}
     for name, origin in lines.items():
         stored = f"--config={folder.path / name / RECIPE}"
@@ -106,15 +114,7 @@ def entries_text(entries: Sequence[Entry], command: str) -> str:
 
 def stored_command(folder: RunFolder) -> str:
     """The command that began the comparison in the folder."""
-    return str(_stored(folder).get("command"))
-
-
-def _stored(folder: RunFolder) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load((folder.path / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidInputError(f"cannot read {folder.path / RECIPE}: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, dict) else {}
+    return str(read_recipe(folder.path / RECIPE).get("command"))
 
 
 def check_entries(entries: Sequence[Entry], tried: bool = True) -> Checked:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
 from blockkd.commands.checks import build_method, build_network, check_classes
-from blockkd.commands.composing import compose
+from blockkd.commands.composing import compose, read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, cpu_threads, quiet
 from blockkd.commands.invocation import Invocation
@@ -96,13 +95,13 @@ def _recipe_of_run(folder: Path, argv: Sequence[str]) -> tuple[Namespace, TeachR
         raise InvalidInputError(f"the run {folder} is evaluated by its own recipe; leave out --config")
     with user_input():
         recipe = RunFolder.open(folder).path / RECIPE
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and "compare" in content:
+    content = read_recipe(recipe)
+    if "compare" in content:
         raise InvalidInputError(
             f"{folder} holds a comparison; evaluate a student of it by its own recipe, such as blockkd evaluate "
             f"{folder}/kd/seed_0/{STUDENT} --config {folder}/kd/{RECIPE}"
         )
-    return _read([f"--config={recipe}", *argv], isinstance(content, dict) and "student" in content)
+    return _read([f"--config={recipe}", *argv], "student" in content)
 
 
 def _read(argv: Sequence[str], has_student: bool) -> tuple[Namespace, TeachRecipe]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +18,7 @@ from blockkd.blocks import Blocks, PartitionError
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.commands.checks import build_method, build_network, check_classes
 from blockkd.commands.distill import DEFAULT_RECIPE, all_methods
-from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.errors import InvalidInputError, printable, user_input
 from blockkd.commands.fitting import quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
@@ -143,16 +144,17 @@ def step_table(setup: Setup) -> Table:
 
 def weights_table(path: Path, match: WeightsMatch) -> Table:
     """Every tensor by which the file differs from the teacher."""
-    table = Table(title=f"weights: {len(match.fitting)} tensors of {path} fit the teacher, these do not")
+    title = f"weights: {len(match.fitting)} tensors of {path} fit the teacher, these do not"
+    table = Table(title=escape(title))
     table.add_column("tensor", overflow="fold")
     table.add_column("")
     for names, trouble in (
         (match.missing, "missing from the file"),
         (match.unexpected, "not in the teacher"),
-        (match.reshaped, "of another shape"),
+        (match.reshaped, "of another shape or kind"),
     ):
         for name in names:
-            table.add_row(name, trouble)
+            table.add_row(escape(printable(name)), trouble)
     return table
 
 
@@ -195,7 +197,7 @@ def _show_weights(path: Path, state: dict[str, Tensor], teacher: nn.Module) -> N
     print_table(weights_table(path, match))
     raise InvalidInputError(
         f"{path} does not fit the teacher: {len(match.missing)} tensors are missing from the file, "
-        f"{len(match.unexpected)} are unexpected, {len(match.reshaped)} of another shape. {best_fit(state)}"
+        f"{len(match.unexpected)} are unexpected, {len(match.reshaped)} of another shape or kind. {best_fit(state)}"
     )
 
 

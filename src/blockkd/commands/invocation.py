@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from blockkd.commands.composing import read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
 from blockkd.commands.recipe import TeachRecipe
+from blockkd.commands.stored import check_stored
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
@@ -138,7 +140,8 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
         folder = RunFolder.open(options.resume)
     except RunFolderError as error:
         raise InvalidInputError(f"{error}") from error
-    if (folder.path / RECIPE).read_text(encoding="utf-8").startswith("command: "):
+    check_stored(folder)
+    if "compare" in read_recipe(folder.path / RECIPE):
         raise InvalidInputError(f"{folder.path} holds a comparison; go on with blockkd compare --resume {folder.path}")
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])

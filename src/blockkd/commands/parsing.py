@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from blockkd.commands.class_paths import check_class_paths, not_to_be_named
 from blockkd.commands.composing import compose, networks_by_name
 from blockkd.commands.errors import InvalidInputError, nearest
 from blockkd.commands.helptext import HelpFormatter
+from blockkd.commands.limits import check_numbers, check_values
 from blockkd.data.images import ImageData
 from blockkd.distiller import Distiller
 from blockkd.models.create import LIBRARIES
@@ -34,8 +36,9 @@ from blockkd.objectives import LogitDistance
 for _module in ("blockkd.baselines", "blockkd.block_kd", "blockkd.data", "blockkd.models"):
     importlib.import_module(_module)
 
-# jsonargparse's list of imports that a value cannot name holds from its version 5 on, before that for whoever asks.
-set_parsing_settings(import_path_denylist=[])
+# jsonargparse imports what a value names before it looks at it. Python's own modules hold no networks, and some act as
+# soon as they are imported. (Its own list of such modules holds from its version 5 on, before that for whoever asks.)
+set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
 
 _KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what it names
     "method": ("method", Distiller),
@@ -60,7 +63,9 @@ class RecipeAction(ActionConfigFile):
     @staticmethod
     def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Merge the recipe into what was given so far."""
-        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(compose(value), sort_keys=False))
+        recipe = compose(value)
+        check_values(recipe, value)
+        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(recipe, sort_keys=False))
 
 
 def recipe_parser(
@@ -89,11 +94,13 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     Raises:
         InvalidInputError: with one sentence.
     """
+    check_values(dict(enumerate(argv, start=1)), "the command line")
     try:
         config = parser.parse_args(networks_by_name(argv))
     except ArgumentError as error:
         raise InvalidInputError(explain(parser, str(error))) from error
     check_class_paths(config)
+    check_numbers(config)
     return config
 
 
@@ -154,7 +161,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if missing and not option:
         return f"the recipe says nothing about {missing[1]}"
     reason = _plain(re.sub(r'Parser key "[^"]+":?', "", message))
-    return f"{option}: {reason}" if option else reason
+    return f"{option}: {reason}" if option else f"the recipe or an option cannot be used: {reason}"
 
 
 def _explain_stray(parser: ArgumentParser, argument: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -16,8 +17,15 @@ from torch import Tensor
 from blockkd.data.corrupt import CorruptImageError, ImageFileError
 
 MODES = {1: "L", 3: "RGB"}
+# Of Pillow's many formats those that datasets come in. Some others start a program to be drawn (PostScript).
+FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+LARGEST_FILE = 2**28  # bytes
+MOST_PIXELS = 89_000_000  # where Pillow begins to warn
 # What Pillow raises on broken files, by format and by place of the damage.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 class Decoder:
@@ -85,13 +93,22 @@ def file_bytes(file: Any) -> bytes:
         return bytes(content)
     if path is None:
         raise ValueError("there is neither a file nor its path")
-    return Path(path).read_bytes()
+    return _read_file(Path(path))
 
 
 def _open(file: Any) -> Image.Image:
-    image = Image.open(io.BytesIO(file_bytes(file)))
+    image = Image.open(io.BytesIO(file_bytes(file)), formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MOST_PIXELS:,} in all")
     image.load()  # or damage would only show later
     return image
+
+
+def _read_file(path: Path) -> bytes:
+    status = path.stat()  # a path in a table can be any: a device never ends, a pipe waits
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+        raise ValueError(f"not a file of at most {LARGEST_FILE // 2**20} MiB")
+    return path.read_bytes()
 
 
 def _reason(file: Any, error: Exception) -> str:

@@ -1,12 +1,15 @@
 """A dataset of the Hugging Face hub or of a local folder, through the ``datasets`` library."""
 
 import importlib
+import logging
 import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from blockkd.data.folders import check_folder
 
 
 def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
@@ -31,17 +34,26 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
     if folder.is_dir():
         if revision is not None:
             warnings.warn(f"revision {revision!r} has no effect: {path!r} is a local folder", stacklevel=2)
+        check_folder(folder)
         path, revision = str(folder), None
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):  # no name on the hub either
         raise ValueError(f"there is no folder {path!r}; path is a folder, or a name on the hub like uoft-cs/cifar100")
+    elif revision is None:
+        warnings.warn(
+            f"{path!r} is taken from the hub in its newest state, which can change between two runs: name a commit "
+            "as revision",
+            stacklevel=2,
+        )
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error comes as the error, too
     try:
         return datasets.load_dataset(path, name=subset, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
+        reason = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
         raise ValueError(
-            f"cannot read {path!r}: {' '.join(str(error).split())} (expected a folder with train/CLASS/*.png and "
-            "test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
+            f"cannot read {path!r}: {' '.join(str(reason or error).split())} (expected a folder with train/CLASS/*.png "
+            "and test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
         ) from error
 
 

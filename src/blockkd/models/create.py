@@ -42,8 +42,9 @@ def create_model(
         pretrained: start from the weights that the library has for the name; where they tell another number of
             classes apart, the classifier alone starts anew. False starts from random numbers.
         **options: further arguments of the network: ``in_channels=1``, ``dropout=0.3`` (wide ResNets), those of
-            timm's and torchvision's functions, ``revision="main"`` and the entries of the configuration
-            (transformers), ...
+            timm's and torchvision's functions, the entries of the configuration (transformers), ...; and
+            ``revision``, the branch, tag or commit to take from the hub (timm, transformers). Without it the newest
+            is taken, with a warning.
 
     Raises:
         ValueError: no network has that name (the message gives the nearest), ``num_classes`` is below 1, there are no

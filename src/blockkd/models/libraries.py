@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import torch
 from torch import nn
 
 from blockkd.models.logits_only import returning_logits
+
+# Options of timm by which a name would stand for other weights than its own.
+_OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+_ATTENTION = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
 def from_timm(name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -21,6 +26,10 @@ def from_timm(name: str, num_classes: int, pretrained: bool, options: dict[str, 
     if (tag or pretrained) and not timm.is_model_pretrained(name):
         known = timm.list_models(f"{architecture}.*", pretrained=True)
         raise ValueError(f"timm has no pretrained weights called {name!r}; {_what_there_is(known)}")
+    if refused := [option for option in _OTHER_WEIGHTS if option in options]:
+        raise ValueError(f"{refused[0]} would load weights that no check of ours has seen: give the file as weights")
+    if (pinned := _timm_revision(timm, name, pretrained, options.pop("revision", None))) is not None:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": pinned}
     if "in_channels" in options:
         options["in_chans"] = options.pop("in_channels")
     network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
@@ -38,6 +47,10 @@ def from_torchvision(name: str, num_classes: int, pretrained: bool, options: dic
     if tag and tag not in known:
         tags = [f"{architecture}.{member}" for member in known]
         raise ValueError(f"torchvision has no pretrained weights called {name!r}; {_what_there_is(tags)}")
+    if options.pop("revision", None) is not None:
+        raise ValueError(
+            f"torchvision's weights have no revisions, their names are final: leave revision out of {name!r}"
+        )
     if options.pop("in_channels", 3) != 3:
         raise ValueError("torchvision's networks take 3 channels; timm's take any (timm/NAME)")
     if not pretrained:
@@ -58,8 +71,12 @@ def from_transformers(name: str, num_classes: int, pretrained: bool, options: di
         raise ValueError("code that comes with a network is never run: leave out trust_remote_code and code_revision")
     if "in_channels" in options:
         options["num_channels"] = options.pop("in_channels")
+    if foreign := [option for option in _ATTENTION if "/" in str(options.get(option, ""))]:
+        raise ValueError(f"code from the hub is never run: {foreign[0]} must be one of transformers' own names")
     folder = Path(name).expanduser()
     where = str(folder) if folder.is_dir() else name
+    if where == name and revision is None:
+        _warn_unpinned(f"transformers/{name}")
     try:
         config, unknown = transformers.AutoConfig.from_pretrained(
             where, revision=revision, return_unused_kwargs=True, trust_remote_code=False, **options
@@ -87,6 +104,32 @@ def from_transformers(name: str, num_classes: int, pretrained: bool, options: di
         raise ValueError(f"transformers cannot {what} {name!r}: {_first_line(error)}") from error
     _check_only_head_is_new(network, report, name, num_classes)
     return returning_logits(network.train())  # loaded, it comes in evaluation mode
+
+
+def _timm_revision(timm: Any, name: str, pretrained: bool, revision: str | None) -> str | None:
+    """What timm calls these weights at this revision: ``organisation/name@revision``; None for what it takes itself."""
+    if not pretrained:
+        if revision is not None:
+            raise ValueError(
+                f"revision is {revision!r}, but nothing is loaded for 'timm/{name}': set pretrained as well"
+            )
+        return None
+    on_hub = getattr(timm.models.get_pretrained_cfg(name), "hf_hub_id", None)
+    if revision is None:
+        if on_hub:
+            _warn_unpinned(f"timm/{name}")
+        return None
+    if not on_hub:
+        raise ValueError(f"the weights of 'timm/{name}' are not on the hub, so they have no revision: leave it out")
+    return f"{on_hub}@{revision}"
+
+
+def _warn_unpinned(name: str) -> None:
+    warnings.warn(
+        f"{name!r} is taken from the hub in its newest state, which can change between two runs: name a commit as the "
+        "option revision",
+        stacklevel=4,
+    )
 
 
 def _check_only_head_is_new(network: nn.Module, report: Mapping[str, Any], name: str, num_classes: int) -> None:
