@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "train students by several recipes over the same teacher, data and seeds, in slices of time",
     "bench": "time a training step of every method, and check Block-KD's cost targets",
     "inspect": "show how both networks are cut, their connectors, and what each stone costs",
+    "replay": "take the step again in which a loss stopped being finite, and show where",
     "evaluate": "measure the accuracy of a run's student and teacher",
 }
 BAD_INPUT, CANNOT_WRITE, INTERRUPTED, TERMINATED = 2, 74, 130, 143

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.utils._pytree import tree_map
 
 from blockkd.distiller import Distiller
 
@@ -39,6 +40,11 @@ class Step:
     context: Mapping[str, Tensor] = field(default_factory=dict)
     randomness: tuple[Tensor, ...] = ()
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "Step":
+        """The same step with its batch on a device."""
+        inputs, targets, context = tree_map(lambda leaf: leaf.to(device), (self.inputs, self.targets, self.context))
+        return replace(self, inputs=inputs, targets=targets, context=context)
 
 
 class DivergedError(ArithmeticError):
@@ -115,6 +121,7 @@ class Diagnosis:
 
     Attributes:
         terms: each loss term's value, of the first time where it is known.
+        again: each loss term's value when the step was taken again.
         modules: names of the modules whose output was not finite, the first first.
         gradients: names of the parameters whose gradient was not finite.
         weights: names of the parameters and buffers that are not finite themselves.
@@ -122,6 +129,7 @@ class Diagnosis:
     """
 
     terms: Mapping[str, float]
+    again: Mapping[str, float]
     modules: tuple[str, ...]
     gradients: tuple[str, ...]
     weights: tuple[str, ...]
@@ -135,7 +143,7 @@ class Diagnosis:
     @property
     def finite(self) -> bool:
         """Whether nothing is wrong, this time."""
-        return not self.bad_terms and not self.gradients
+        return all(math.isfinite(value) for value in self.again.values()) and not self.gradients
 
     def __str__(self) -> str:
         said = [f"{name} is {value}" for name, value in self.bad_terms.items()]
@@ -185,6 +193,7 @@ def diagnose(distiller: Distiller, step: Step) -> Diagnosis:
         held += [(f"teacher.{name}", tensor) for name, tensor in distiller.teacher.state_dict().items()]
     return Diagnosis(
         terms={name: float(term.detach()) for name, term in (step.terms or losses.terms).items()},
+        again={name: float(term.detach()) for name, term in losses.terms.items()},
         modules=tuple(bad),
         gradients=tuple(n for n, p in distiller.named_parameters() if p.grad is not None and not _finite(p.grad)),
         weights=tuple(name for name, tensor in held if not _finite(tensor)),

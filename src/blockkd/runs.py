@@ -19,6 +19,7 @@ Row = dict[str, str | int | float]
 
 RECIPE, METRICS, RESULTS, FIGURE = "recipe.yaml", "metrics.csv", "results.csv", "figure.png"
 STUDENT, TEACHER, BEST = "student.safetensors", "teacher.safetensors", "best.safetensors"
+DIVERGED = "diverged.safetensors"
 CHECKPOINT, PREVIOUS, TEACHER_LOGITS = "last.ckpt", "previous.ckpt", "teacher_logits"
 LOCK = ".lock"
 

@@ -33,8 +33,9 @@ from blockkd.durable import remove_drafts, write_durably
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
 from blockkd.recording import RecordedTeacher, fill, record_teacher
+from blockkd.replaying import save_step
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import BEST, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
+from blockkd.runs import BEST, DIVERGED, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule
 
 MIB = 2**20
@@ -108,12 +109,8 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
         if not ours or _done(job, place) is not None:
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
-        student = build_network(recipe.student, "student")
-        trained = teacher
-        if recipe.fold_teacher and not method_class(factory).reads_batch_norm:
-            teacher = fold_batch_norm(teacher, recipe.data.example())
-        distiller = build_method(factory, job.method, teacher, student, recipe.data)
-        recorded = _record(job, distiller, trained, recipe, place)
+        distiller = set_up(job, factory, recipe, teacher)
+        recorded = _record(job, distiller, teacher, recipe, place)
         module = _module(distiller, recipe, recipe.optimizer, recipe.scheduler, recorded)
         result = _run(job, module, recipe, int(recipe.epochs), place)
         if result is None:
@@ -121,6 +118,14 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
         save_student(module, place.folder.job_folder(job) / STUDENT)
         _finish(job, result, place)
     return place.deadline.allows()
+
+
+def set_up(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module) -> Distiller:
+    """The method of a job with a new student, and with the teacher or its folded copy."""
+    student = build_network(recipe.student, "student")
+    if recipe.fold_teacher and not method_class(factory).reads_batch_norm:
+        teacher = fold_batch_norm(teacher, recipe.data.example())
+    return build_method(factory, job.method, teacher, student, recipe.data)
 
 
 def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) -> list[Job]:
@@ -194,6 +199,18 @@ def _done(job: Job, place: Workplace) -> Row | None:
     return result
 
 
+def _kept(error: DivergedError, module: DistillationModule, job: Job, place: Workplace) -> str:
+    """Keep the step for ``blockkd replay``; says so, or why not."""
+    if error.step is None:
+        return ""
+    path = place.folder.job_folder(job) / DIVERGED
+    try:
+        save_step(path, error.step, module.distiller, str(error))
+    except OSError as full:
+        return f"; the step could not be kept: {full.strerror}"
+    return f"; look at the step with: blockkd replay {path}"
+
+
 def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int, place: Workplace) -> Row | None:
     """Train, and measure what came of it; None when time ran out."""
     data, trainer = recipe.data, recipe.trainer
@@ -204,7 +221,7 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
         try:
             rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline)
         except DivergedError as error:
-            raise DivergedError(f"{job}: {error}") from error
+            raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:
             return None
         module.distiller.set_epoch(epochs - 1)  # a resumed job may have had no epoch left to do
@@ -262,6 +279,7 @@ def _step_costs(module: DistillationModule, data: ImageData) -> Row:
 
 
 def _finish(job: Job, result: Row, place: Workplace) -> None:
+    (place.folder.job_folder(job) / DIVERGED).unlink(missing_ok=True)  # of an attempt before this one
     place.folder.finish(job, result)
     remove_checkpoints(place.folder.job_folder(job))
     console: Console = place.progress.console
