@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
+from blockkd.calling import Inputs
 from blockkd.connectors import connector
 from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
@@ -56,14 +57,16 @@ class BlockKD(BlockwiseDistiller):
         ValueError: weights, stones or features that do not fit; the message says which.
     """
 
+    masks_padding = True  # connectors work token by token, and all that is compared are logits
+
     def __init__(
         self,
         teacher: nn.Module,
         student: nn.Module,
-        example: Tensor | None = None,
+        example: Inputs | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
+        teacher_blocks: Blocks | Sequence[str | int] | None = None,
+        student_blocks: Blocks | Sequence[str | int] | None = None,
         n_blocks: int | None = None,
         stones: Stones = "all",
         make_connector: Callable[[Feature, Feature], nn.Module] = connector,
@@ -104,7 +107,7 @@ class BlockKD(BlockwiseDistiller):
 
     def forward(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Int[Tensor, " B"],
         *,
         recorded: Float[Tensor, "B K"] | None = None,
@@ -120,7 +123,7 @@ class BlockKD(BlockwiseDistiller):
             context: further arguments of both networks.
         """
         features, logits = self.student_features(inputs, **context)
-        stones = self._stone_logits(features, **context)
+        stones = self._stone_logits(features, inputs, **context)
         learners = {"student": logits} | {f"stone_{i}": stones[i] for i in stones}
         weights = {"student": 1.0} | {f"stone_{i}": self.stone_weights[i] for i in stones}
         teacher = self.teacher_logits(inputs, recorded, **context) if self.beta else None
@@ -157,13 +160,15 @@ class BlockKD(BlockwiseDistiller):
             )
 
     def _stone_logits(
-        self, features: Sequence[Tensor], **context: Float[Tensor, "B ..."]
+        self, features: Sequence[Tensor], inputs: Inputs, **context: Float[Tensor, "B ..."]
     ) -> dict[int, Float[Tensor, "B K"]]:
         if not self.stones:
             return {}
         self._keep_teacher_frozen()
         connected = {i: self.connectors[str(i)](features[i - 1]) for i in self.stones}
-        return stone_logits(self.teacher_blocks, connected, **context)
+        with torch.no_grad():
+            beside = self.teacher_blocks.beside(inputs, **context)
+        return stone_logits(self.teacher_blocks, connected, **beside)
 
 
 def _stone_weights(given: Sequence[float] | None, stones: Sequence[int], n: int) -> dict[int, float]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from blockkd.calling import logits_of
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -103,8 +105,7 @@ class Distiller(nn.Module, ABC):
         if recorded is not None:
             return recorded
         self._keep_teacher_frozen()
-        logits: Tensor = self.teacher(inputs, **context)
-        return logits
+        return logits_of(self.teacher, inputs, **context)
 
     def _keep_teacher_frozen(self) -> None:
         # Someone may have called train() or requires_grad_() on the teacher itself, or on one of its parts.

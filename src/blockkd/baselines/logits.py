@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from blockkd.calling import logits_of
 from blockkd.distiller import Distiller, Losses, check_logits
 from blockkd.objectives import KL, LogitDistance, cross_entropy
 
@@ -28,7 +29,7 @@ class CrossEntropy(Distiller):
 
     def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
         """One batch → the loss ``task/student``."""
-        logits = self.student(inputs, **context)
+        logits = logits_of(self.student, inputs, **context)
         check_logits(logits, targets)
         return Losses.of({"task/student": cross_entropy(logits, targets, self.label_smoothing)}, logits)
 
@@ -70,7 +71,7 @@ class KD(Distiller):
         **context: Float[Tensor, "B ..."],
     ) -> Losses:
         """One batch, with the teacher's logits if known → the losses ``task/student`` and ``distill/student``."""
-        logits = self.student(inputs, **context)
+        logits = logits_of(self.student, inputs, **context)
         target = self.teacher_logits(inputs, recorded, **context)
         return Losses.of(kd_terms(logits, targets, target, self.alpha, self.beta, self.distance), logits)
 
