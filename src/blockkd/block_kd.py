@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from blockkd.blocks import Blocks
@@ -17,7 +17,7 @@ from blockkd.calling import Inputs
 from blockkd.connectors import connector
 from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.objectives import KL, LogitDistance, task_loss
 from blockkd.stones import Stones, chosen_stones, stone_logits
 
 
@@ -108,7 +108,7 @@ class BlockKD(BlockwiseDistiller):
     def forward(
         self,
         inputs: Inputs,
-        targets: Int[Tensor, " B"],
+        targets: Real[Tensor, " B"],
         *,
         recorded: Float[Tensor, "B K"] | None = None,
         **context: Float[Tensor, "B ..."],
@@ -116,8 +116,8 @@ class BlockKD(BlockwiseDistiller):
         """One batch → the losses ``task/student``, ``task/stone_i``, ``distill/…`` and ``cross/…``.
 
         Args:
-            inputs: a batch ``(B, ...)``.
-            targets: labels ``(B,)``.
+            inputs: a batch ``(B, ...)``, one tensor or named ones.
+            targets: labels ``(B,)``, classes, or numbers of a regression: CE and ``d_L`` are then squared errors.
             recorded: what the teacher has said of this batch before, ``(B, K)``, instead of running it whole; the
                 stones go through its blocks all the same.
             context: further arguments of both networks.
@@ -131,7 +131,7 @@ class BlockKD(BlockwiseDistiller):
 
         parts: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {}
         if self.alpha:
-            parts["task"] = self.alpha, lambda learner: cross_entropy(learner, targets)
+            parts["task"] = self.alpha, lambda learner: task_loss(learner, targets)
         if teacher is not None:
             parts["distill"] = self.beta, lambda learner: self.distance(learner, teacher, targets)
         if self.gamma and stones and self._crossing:

@@ -65,9 +65,7 @@ def _qwen3(layers: int, width: int) -> Any:
 
 
 def _llama(layers: int, width: int) -> Any:
-    return transformers.LlamaConfig(
-        **_sizes(layers, width), **POSITIONS, num_key_value_heads=1, attention_dropout=0.1
-    )
+    return transformers.LlamaConfig(**_sizes(layers, width), **POSITIONS, num_key_value_heads=1, attention_dropout=0.1)
 
 
 def _vit(layers: int, width: int) -> Any:

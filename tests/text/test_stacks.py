@@ -129,6 +129,62 @@ def test_a_mask_that_the_first_batches_did_not_have_is_repeated() -> None:
             torch.testing.assert_close(stone, logits)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_beside_the_hidden_state_can_be_used_again(family: str) -> None:
+    """Nothing in it remembers that it was used, as a decoder's cache of keys and values would."""
+    network, blocks = cut(family, frozen=True)
+    network.eval()
+    inputs = batch(family)
+    beside = blocks.beside(inputs)
+    first, second = (stone_logits(blocks, {0: inputs}, **beside)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+class Tabled(nn.Module):
+    """Hands its layers a table beside the mask, which has a row for each class and not for each example."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+            return torch.tanh(self.linear(x)) * mask[..., None] + table.mean(0) * len(table)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(3, 8))
+        self.layers = nn.ModuleList(self.Layer() for _ in range(3))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x, attention_mask, table=self.table)
+        return self.head(x.sum(1))
+
+
+def test_only_what_grows_with_the_batch_is_repeated() -> None:
+    torch.manual_seed(0)
+    network = Tabled().double().eval()
+    inputs = sentences([3, 5, 2])  # as many as the table has rows
+    blocks = partition(network, inputs, frozen=True)
+    features, logits = blocks.run(inputs)
+    for stone in stone_logits(blocks, dict(enumerate(features, start=1)), **blocks.beside(inputs)).values():
+        torch.testing.assert_close(stone, logits)
+
+
+def test_a_network_compiled_in_place_is_cut_all_the_same() -> None:
+    network, inputs = classifier("bert").eval(), batch("bert")
+    expected = logits_of(network, inputs)
+    network.compile(backend="eager")
+    blocks = partition(network, inputs, 2, frozen=True)
+    features, logits = blocks.run(inputs)
+    assert len(features) == 2
+    assert torch.equal(logits, expected)
+    assert torch.equal(one_after_the_other(blocks, inputs), expected)
+
+
 def test_uniform_and_other_maps() -> None:
     network = classifier("bert", layers=12)
     example = sentences([4, 3])
@@ -265,7 +321,7 @@ def test_networks_that_cannot_be_cut_are_refused() -> None:
     with pytest.raises(PartitionError, match="runs no list of layers"):
         partition(Between(1.0), inputs)
     shared = transformers.AlbertConfig(
-        vocab_size=50, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2
+        vocab_size=50, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32
     )
     with pytest.raises(PartitionError, match="runs no list of layers"):
         partition(transformers.AutoModelForSequenceClassification.from_config(shared), inputs)
