@@ -34,9 +34,15 @@ def logits_of(network: nn.Module, inputs: Inputs, **context: Float[Tensor, "B ..
 
 
 def arguments(network: nn.Module, inputs: Mapping[str, Tensor], context: Mapping[str, Any]) -> dict[str, Any]:
-    """All keyword arguments of a network that takes named tensors: those of the batch, and switches that it knows."""
+    """All keyword arguments of a network that takes named tensors: those of the batch, and switches that it knows.
+
+    Teacher and student may take other ones. What a forward does not name among its parameters is not given to it,
+    unless it names none of the batch.
+    """
     inner = getattr(network, "_orig_mod", network)  # behind torch.compile stands the network itself
-    return {**inputs, **_switches(type(inner).forward), **context}
+    known = _parameters(type(inner).forward)
+    named = {name: value for name, value in inputs.items() if name in known} or dict(inputs)
+    return {**named, **{name: value for name, value in _SWITCHES.items() if name in known}, **context}
 
 
 def first_rows(inputs: Inputs, n: int) -> Any:
@@ -68,6 +74,5 @@ def resolution(inputs: Inputs) -> Size:
 
 
 @cache
-def _switches(forward: Callable[..., Any]) -> dict[str, bool]:
-    known = signature(forward).parameters
-    return {name: value for name, value in _SWITCHES.items() if name in known}
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(signature(forward).parameters)
