@@ -4,16 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from lightning import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from blockkd.calling import logits_of
 from blockkd.distiller import Distiller
+from blockkd.objectives import task_loss
 from blockkd.recording import RecordedTeacher
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
@@ -72,8 +73,7 @@ class DistillationModule(LightningModule):
 
     def forward(self, inputs: Any) -> Float[Tensor, "B K"]:
         """The student's logits ``(B, K)``."""
-        logits: Tensor = self.distiller.student(inputs)
-        return logits
+        return logits_of(self.distiller.student, inputs)
 
     def on_fit_start(self) -> None:
         """Put the student into training mode (Lightning leaves it as it came) and look at the method's schedule."""
@@ -107,8 +107,7 @@ class DistillationModule(LightningModule):
         self.log("train/loss", losses.total, on_step=False, on_epoch=True, batch_size=size)
         for name, term in losses.terms.items():
             self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size)
-        self.train_accuracy(losses.logits, targets)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        self.measure("train", losses.logits, targets)
         total: Tensor = losses.total
         return total
 
@@ -117,17 +116,29 @@ class DistillationModule(LightningModule):
         del batch_idx
         inputs, targets = self._laid_out(batch)
         logits = self(inputs)
-        self.val_accuracy(logits, targets)
-        size = len(targets)
-        self.log(f"{self.watched}/loss", F.cross_entropy(logits, targets), on_epoch=True, batch_size=size)
-        self.log(f"{self.watched}/accuracy", self.val_accuracy, on_epoch=True, batch_size=size)
+        self.log(f"{self.watched}/loss", task_loss(logits, targets), on_epoch=True, batch_size=len(targets))
+        self.measure("val", logits, targets)
 
     def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Log the student's accuracy."""
         del batch_idx
         inputs, targets = self._laid_out(batch)
-        self.test_accuracy(self(inputs), targets)
-        self.log("test/accuracy", self.test_accuracy, on_epoch=True, batch_size=len(targets))
+        self.measure("test", self(inputs), targets)
+
+    def measure(
+        self, part: Literal["train", "val", "test"], logits: Float[Tensor, "B K"], targets: Real[Tensor, " B"]
+    ) -> None:
+        """Log what a batch adds to a part's metrics; here the accuracy.
+
+        Args:
+            part: the loader that the batch is from; what the validation loader gives is named as ``watched`` says.
+            logits: the student's, ``(B, K)``.
+            targets: labels ``(B,)``.
+        """
+        metric: MulticlassAccuracy = getattr(self, f"{part}_accuracy")
+        metric(logits, targets)
+        name = self.watched if part == "val" else part
+        self.log(f"{name}/accuracy", metric, on_step=False, on_epoch=True, batch_size=len(targets))
 
     def configure_optimizers(self) -> Any:
         """Optimizer over student and the method's own modules, schedule per epoch."""
