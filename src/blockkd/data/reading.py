@@ -4,7 +4,7 @@ import importlib
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,7 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
         ValueError: it is not there, or not as expected.
         ModuleNotFoundError: the library ``datasets`` is missing.
     """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the images of {path!r} are read by the library datasets, which is missing: pip install datasets"
-        ) from error
+    datasets = _library(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -34,8 +29,6 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
         path, revision = str(folder), None
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):  # no name on the hub either
         raise ValueError(f"there is no folder {path!r}; path is a folder, or a name on the hub like uoft-cs/cifar100")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(path, name=subset, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -43,6 +36,33 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
             f"cannot read {path!r}: {' '.join(str(error).split())} (expected a folder with train/CLASS/*.png and "
             "test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
         ) from error
+
+
+def read_files(files: Mapping[str, Sequence[str]]) -> Any:
+    """Splits (a ``datasets.DatasetDict``) from parquet files, by name.
+
+    Raises:
+        ValueError: a file cannot be read.
+        ModuleNotFoundError: the library ``datasets`` is missing.
+    """
+    first = next(iter(files.values()))[0]
+    datasets = _library(first)
+    try:
+        return datasets.load_dataset("parquet", data_files={split: list(names) for split, names in files.items()})
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"cannot read {first!r} and the files beside it: {' '.join(str(error).split())}") from error
+
+
+def _library(path: str) -> Any:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path!r} is read by the library datasets, which is missing: pip install datasets"
+        ) from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
 
 
 def find_test_split(path: str, known: Sequence[str], train: str, test: str | None) -> str:

@@ -1,5 +1,6 @@
 """GLUE from the hub or from a folder, as a LightningDataModule."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blockkd.data.images import ImageData, Parts
-from blockkd.data.reading import read_splits
+from blockkd.data.reading import read_files, read_splits
 from blockkd.data.splitting import hold_out
 from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
@@ -164,4 +165,10 @@ def _read(path: str, subset: str, revision: str | None) -> Any:
         return read_splits(path, subset, revision)
     if not (folder / subset).is_dir():
         raise ValueError(f"{path!r} has no folder {subset!r}, only {sorted(p.name for p in folder.iterdir())}")
-    return read_splits(str(folder / subset), None, revision)
+    # Split by split: left to itself, datasets takes validation_matched for a part of validation.
+    files: dict[str, list[str]] = {}
+    for file in sorted((folder / subset).glob("*.parquet")):
+        files.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(str(file))
+    if not files:
+        raise ValueError(f"{str(folder / subset)!r} holds no parquet files")
+    return read_files(files)
