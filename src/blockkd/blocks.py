@@ -131,6 +131,11 @@ class Blocks(nn.Module):
         del x
         return context
 
+    def entering(self, x: Inputs, **beside: Any) -> Any:
+        """What of a batch enters the first block; where something is run for all blocks before it, what that gives."""
+        del beside
+        return x
+
     def forward(self, x: Inputs, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
         """The network's logits ``(B, K)``."""
         return self.run(x, **context)[1]

@@ -98,6 +98,11 @@ class StackBlocks(Blocks):
         calls = run_before(self.network, self.stack, x, context)
         return {"beside": Beside(x, context, calls, self._grows)}
 
+    def entering(self, x: Inputs, **beside: Any) -> Tensor:
+        """The hidden state ``(B, L, D)`` that enters the first layer."""
+        del x
+        return self.stack.hidden(beside["beside"].calls[0])
+
     def _grows(self, beside: Beside, place: str) -> bool:
         # Looked at when a tensor is met for the first time: masks are left out of batches without padding.
         if place not in self._growing:
