@@ -47,7 +47,8 @@ def stone_logits(
             if i > 0 and sweep is not None:
                 sweep = teacher.blocks[i - 1](sweep, **_repeated(beside, len(joined)))
             if i in connected:
-                sweep = connected[i] if sweep is None else torch.cat([sweep, connected[i]])
+                joining: Any = connected[i]
+                sweep = joining if sweep is None else torch.cat([sweep, joining])
                 joined.append(i)
         logits: Tensor = teacher.classifier(sweep, **_repeated(beside, len(joined)))
     return dict(zip(joined, logits.chunk(len(joined)), strict=True))

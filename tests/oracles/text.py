@@ -8,7 +8,7 @@ def patient(student: Tensor, teacher: Tensor) -> Tensor:
     """arXiv 1908.09355, equation 8, one layer: vectors ``(B, D)``, mean over the batch."""
     total = torch.zeros((), dtype=student.dtype)
     for a, b in zip(student, teacher, strict=True):
-        a, b = a / sum(x * x for x in a).sqrt(), b / sum(x * x for x in b).sqrt()  # type: ignore[union-attr]
+        a, b = a / sum(x * x for x in a).sqrt(), b / sum(x * x for x in b).sqrt()
         total = total + sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
     return total / len(student)
 

@@ -169,7 +169,12 @@ def test_the_rate_rises_to_one_and_is_kept() -> None:
 def test_blocks_are_drawn_with_the_rate() -> None:
     distiller = made(Theseus, start=0.3, steps=10**9)
     drawn: list[list[bool]] = []
-    distiller.mixed = lambda inputs, replaced: (drawn.append(replaced), logits_of(distiller.student, inputs))[1]
+
+    def mixed(inputs: dict[str, Tensor], replaced: list[bool]) -> Tensor:
+        drawn.append(replaced)
+        return logits_of(distiller.student, inputs)
+
+    distiller.mixed = mixed
     torch.manual_seed(0)
     for _ in range(300):
         distiller(sentences([3, 2, 2]), LABELS)

@@ -67,7 +67,7 @@ class DistillationTrainer(Trainer):
         self._teacher_columns = list(inspect.signature(teacher.forward).parameters)
         told = {}
         if "example" in inspect.signature(method).parameters:
-            told["example"] = self._example() if example is None else dict(example)
+            told["example"] = self._example(model) if example is None else dict(example)
         self.distiller = method(teacher, model, **told)
         if self.distiller.student is not model:
             raise ValueError(
@@ -122,9 +122,10 @@ class DistillationTrainer(Trainer):
         self._batches += 1
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
         # What is wrapped and optimised is the whole step, so that gradients are shared between processes as usual.
         with self._training_the_whole_step():
-            prepared = super()._prepare_for_training(*args, **kwargs)
+            prepared = prepare(*args, **kwargs)
         self.callback_handler.model = self.model
         return prepared
 
@@ -141,8 +142,7 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns = self._signature_columns
-        assert columns is not None
+        columns: Any = self._signature_columns
         columns += [name for name in self._teacher_columns if name not in columns]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -161,7 +161,7 @@ class DistillationTrainer(Trainer):
             _load_own_state(self.distiller, load_file(file), file)
         super()._load_optimizer_and_scheduler(checkpoint)
 
-    def _example(self) -> dict[str, Tensor]:
+    def _example(self, student: nn.Module) -> dict[str, Tensor]:
         dataset: Any = self.train_dataset
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ValueError(
@@ -172,7 +172,8 @@ class DistillationTrainer(Trainer):
         batch = collate([dataset[i] for i in range(min(2, len(dataset)))])
         kept = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         kept.pop(self.label_names[0], None)
-        return {name: value.to(next(self.model.parameters()).device) for name, value in kept.items()}
+        device = next(student.parameters()).device
+        return {name: value.to(device) for name, value in kept.items()}
 
 
 class _Step(nn.Module):

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from jaxtyping import Float, Real
-from torch import Tensor
 from torchmetrics import Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import BinaryF1Score, BinaryMatthewsCorrCoef, MulticlassAccuracy
 
@@ -22,8 +20,9 @@ class TaskMetrics(MetricCollection):
         super().__init__(made, compute_groups=False)
         self.regression = not task.labels
 
-    def update(self, logits: Float[Tensor, "B K"], targets: Real[Tensor, " B"], **kwargs: Any) -> None:
+    def update(self, *batch: Any, **kwargs: Any) -> None:
         """Add a batch: logits ``(B, K)``, or the one number told of each, and labels ``(B,)``."""
+        logits, targets = batch
         super().update(logits[:, 0] if self.regression else logits.argmax(dim=1), targets, **kwargs)
 
 

@@ -16,10 +16,10 @@ class Theseus(BlockwiseDistiller):
     """Module replacing: each block of the data flow is the student's with probability p, else the teacher's.
 
     Source: Xu et al., "BERT-of-Theseus: Compressing BERT by Progressive Module Replacing", EMNLP 2020,
-    arXiv 2002.02925, equations 2 to 7. ``y_{i+1} = r_i · S_i(y_i) + (1 - r_i) · T_i(y_i)`` with ``r_i ~ Bernoulli(p)`` drawn for each
-    block and step; trained by the labels alone. The rate rises linearly, ``p = min(1, b + k · t)``. As in the paper
-    embeddings and head are the teacher's, frozen, as long as p is below 1; then the student runs and learns by itself,
-    its own embeddings and head included.
+    arXiv 2002.02925, equations 2 to 7. ``y_{i+1} = r_i · S_i(y_i) + (1 - r_i) · T_i(y_i)`` with ``r_i ~ Bernoulli(p)``
+    drawn for each block and step; trained by the labels alone. The rate rises linearly, ``p = min(1, b + k · t)``. As
+    in the paper embeddings and head are the teacher's, frozen, as long as p is below 1; then the student runs and
+    learns by itself, its own embeddings and head included.
 
     A mixed flow is a stepping stone's relative: there all stones are run at once and change from student to teacher
     once only. Nothing but the student is trained.
