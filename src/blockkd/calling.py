@@ -1,7 +1,6 @@
 """How networks are called: with one tensor, or with named tensors as tokenizers and processors give them."""
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -40,7 +39,7 @@ def arguments(network: nn.Module, inputs: Mapping[str, Tensor], context: Mapping
     unless it names none of the batch.
     """
     inner = getattr(network, "_orig_mod", network)  # behind torch.compile stands the network itself
-    known = _parameters(type(inner).forward)
+    known = signature(type(inner).forward).parameters
     named = {name: value for name, value in inputs.items() if name in known} or dict(inputs)
     return {**named, **{name: value for name, value in _SWITCHES.items() if name in known}, **context}
 
@@ -71,8 +70,3 @@ def resolution(inputs: Inputs) -> Size:
     """The shape ``(...)`` of one input, as far as connectors hang on it; empty for sequences of tokens."""
     shape = image_shape(inputs)
     return shape[1:] if isinstance(inputs, Tensor) or len(shape) == 4 else Size()
-
-
-@cache
-def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(signature(forward).parameters)

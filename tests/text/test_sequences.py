@@ -1,6 +1,9 @@
 """Block-KD between transformers: padding says nothing, context reaches every block, numbers are regressed."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +197,29 @@ def test_one_tensor_given_to_blocks_of_named_ones_is_told() -> None:
     distiller = distilled("bert")
     with pytest.raises(TypeError, match="was cut for named tensors, got one tensor"):
         distiller.teacher_blocks.beside(sentences([4, 6])["input_ids"])
+
+
+def test_the_whole_step_compiles_to_one_graph_for_all_lengths() -> None:
+    """A first graph for the length that comes first, and one for all others: no recompilation without end."""
+    code = """
+import torch
+import blockkd
+from torch._dynamo.utils import counters
+from tests.text.families import classifier, sentences
+teacher, student = classifier("bert", layers=2), classifier("bert", layers=1, width=8, seed=1)
+distiller = blockkd.BlockKD(teacher, student, sentences([4, 6])).eval()
+compiled = torch.compile(distiller, fullgraph=True, backend="eager")
+labels = torch.tensor([0, 1, 2])
+for length in (8, 16, 24, 32, 8, 16):
+    inputs = sentences([5, 3, 7], to=length)
+    losses = compiled(inputs, labels)
+    torch.testing.assert_close(losses.total, distiller(inputs, labels).total)
+    losses.total.backward()
+print(counters["stats"]["unique_graphs"])
+"""
+    # In a process of its own, without the checks of shapes that the tests put around every function.
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) <= 2
