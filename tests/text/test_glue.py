@@ -145,18 +145,20 @@ def test_metrics_are_gluess_own(task: str) -> None:
         assert float(value) == pytest.approx(float(oracle[name](labels, told)), abs=1e-5)
 
 
+def quiet_trainer() -> Trainer:
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(max_epochs=2, accelerator="cpu", **off)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("task", ["cola", "stsb", "mnli-mm", "mrpc"])
 @pytest.mark.parametrize("method", [BlockKD, KD, CrossEntropy])
 def test_a_student_trains_under_lightning(task: str, method: Any, tmp_path: Path) -> None:
-    data = glue(tmp_path / "glue", task, batch_size=8)
+    data = glue(tmp_path / "glue", task, batch_size=8, max_length=64)
     teacher = classifier("bert", classes=data.num_classes)
     student = classifier("bert", layers=2, width=8, classes=data.num_classes, seed=1)
     made = method(teacher, student, data.example()) if method is BlockKD else method(teacher, student)
     module = TextDistillationModule(made, data.task, partial(torch.optim.AdamW, lr=1e-3), watched="val")
-    trainer = Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
+    trainer = quiet_trainer()
     trainer.fit(module, data)
     logged = {name for name in trainer.callback_metrics if name.startswith(("val/", "train/"))}
     for metric in TASKS[task].metrics:
@@ -170,6 +172,25 @@ def test_a_student_trains_under_lightning(task: str, method: Any, tmp_path: Path
     assert tested == pytest.approx(
         {f"test/{name}": float(value) for name, value in by_hand.compute().items()}, nan_ok=True
     )
+
+
+def test_data_that_do_not_fit_the_networks_are_refused_before_training(tmp_path: Path) -> None:
+    teacher, student = classifier("bert", classes=2), classifier("bert", layers=2, classes=2, seed=1)
+
+    def fit(**options: Any) -> None:
+        module = TextDistillationModule(KD(teacher, student), TASKS["sst2"], partial(torch.optim.SGD, lr=0.1))
+        quiet_trainer().fit(module, glue(tmp_path / "glue", **options))
+
+    with pytest.raises(ValueError, match="sequences of 65 tokens are longer than the 64 positions"):
+        fit(max_length=65)
+    other = tokenizer()
+    other.pad_token = "[MASK]"
+    with pytest.raises(ValueError, match="pads with token 4 and BertForSequenceClassification takes 1"):
+        fit(max_length=64, tokenizer=other)
+    teacher.config.id2label = {0: "no", 1: "yes"}  # type: ignore[union-attr]
+    student.config.id2label = {0: "yes", 1: "no"}  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="number their labels differently"):
+        fit(max_length=64)
 
 
 @pytest.mark.parametrize(

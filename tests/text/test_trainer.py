@@ -269,6 +269,15 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, pair()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+def test_sequences_that_are_too_long_are_told(tmp_path: Path) -> None:
+    training = trainer(tmp_path, pair())
+    training.train_dataset = [
+        {**row, **{name: row[name] * 30 for name in row if name != "label"}} for row in encoded(8)
+    ]  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"sequences of \d+ tokens are longer than the 64 positions"):
+        training.train()
+
+
 def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     teacher, student = pair()
     with pytest.raises(ValueError, match="the teacher tells 3 labels apart"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from blockkd.block_kd import BlockKD
 from blockkd.calling import Inputs
 from blockkd.distiller import Distiller
-from blockkd.text.fitting_together import check_labels, check_vocabulary
+from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary, longest
 
 METHOD_FILE = "distiller.safetensors"  # what the method itself learns, beside the student in a checkpoint
 STUDENT = "student."
@@ -64,6 +64,8 @@ class DistillationTrainer(Trainer):
         _check_arguments(self)
         check_labels(teacher, model)
         check_vocabulary(self.processing_class, teacher, model)
+        self._networks = (teacher, model)
+        self._longest = min((n for n in map(longest, self._networks) if n is not None), default=None)
         self._teacher_columns = list(inspect.signature(teacher.forward).parameters)
         told = {}
         if "example" in inspect.signature(method).parameters:
@@ -96,6 +98,7 @@ class DistillationTrainer(Trainer):
         if not isinstance(self.accelerator.unwrap_model(model, keep_torch_compile=False), _Step):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch = dict(inputs)
+        self._check_length(batch)
         result = model(batch, batch.pop(self.label_names[0]))
         self._note(result["terms"])
         return (result["loss"], {"logits": result["logits"]}) if return_outputs else result["loss"]
@@ -115,6 +118,11 @@ class DistillationTrainer(Trainer):
             logs = logs | {f"loss_{name}": float(value) / self._batches for name, value in self._terms.items()}
             self._terms, self._batches = {}, 0
         super().log(logs, *args, **kwargs)
+
+    def _check_length(self, batch: Mapping[str, Any]) -> None:
+        tokens = batch.get("input_ids")
+        if tokens is not None and self._longest is not None and tokens.shape[1] > self._longest:
+            check_length(tokens.shape[1], *self._networks)
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():

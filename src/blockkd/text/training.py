@@ -6,6 +6,8 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from blockkd.distiller import Distiller
+from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary
+from blockkd.text.glue import Glue
 from blockkd.text.metrics import TaskMetrics
 from blockkd.text.tasks import Task
 from blockkd.training import DistillationModule, OptimizerFactory
@@ -27,6 +29,21 @@ class TextDistillationModule(DistillationModule):
         super().__init__(distiller, optimizer, **options)
         # By place, as Lightning finds the name of a metric by looking for it among the submodules.
         self.metrics = nn.ModuleDict({f"{part}_metrics": TaskMetrics(task) for part in ("train", "val", "test")})
+
+    def on_fit_start(self) -> None:
+        """Compare what the data give with what the networks read, then as DistillationModule.
+
+        Raises:
+            MismatchError: the tokenizer is not theirs, batches are longer than they have positions for, or they number
+                their labels differently.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        networks = [network for network in (self.distiller.teacher, self.distiller.student) if network is not None]
+        if isinstance(data, Glue):
+            check_vocabulary(data.tokenizer, *networks)
+            check_length(data.max_length, *networks)
+        check_labels(networks[0], networks[-1])
+        super().on_fit_start()
 
     def measure(
         self, part: Literal["train", "val", "test"], logits: Float[Tensor, "B K"], targets: Real[Tensor, " B"]
