@@ -78,7 +78,9 @@ def run_whole(
         states.append(stack.first(returned))
         return returned
 
-    return states, logits_of(_with_stand_ins(network, stack, act), inputs, **context)
+    logits = logits_of(_with_stand_ins(network, stack, act), inputs, **context)
+    _check_seen(network, stack, len(states))
+    return states, logits
 
 
 def run_before(
@@ -99,6 +101,7 @@ def run_before(
 
     with suppress(_Seen):
         logits_of(_with_stand_ins(network, stack, act), inputs, **context)
+    _check_seen(network, stack, len(calls))
     return calls
 
 
@@ -170,6 +173,14 @@ def _with_stand_ins(
     layers = {name: network.get_submodule(name) for name in stack.layers}
     stand_ins = {name: StandIn(layer, partial(act, layer)) for name, layer in layers.items()}
     return view(network, {**stand_ins, **(others or {})})
+
+
+def _check_seen(network: nn.Module, stack: Stack, seen: int) -> None:
+    if seen != len(stack.layers):
+        raise StackError(
+            f"{type(network).__name__} ran {seen} of its {len(stack.layers)} layers: its forward was replaced (as "
+            "tools for mixed precision do), or takes another way than when it was cut; cut the network before that"
+        )
 
 
 def _listen(network: nn.Module, inputs: Mapping[str, Tensor], context: Mapping[str, Any]) -> list[_Heard]:

@@ -179,6 +179,17 @@ def test_distances_of_classes_are_refused_for_a_regression(distance: object) -> 
         distiller(sentences([5, 3, 7]), torch.zeros(3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("method", [BlockKD, KD])
+def test_what_the_teacher_said_before_can_be_given(method: type) -> None:
+    networks = classifier("bert").double(), classifier("bert", layers=2, seed=1).double()
+    inputs = sentences([5, 3, 7])
+    distiller = (BlockKD(*networks, inputs) if method is BlockKD else KD(*networks)).eval()
+    recorded = logits_of(networks[0], inputs)
+    assert torch.equal(distiller(inputs, LABELS, recorded=recorded).total, distiller(inputs, LABELS).total)
+    other = distiller(inputs, LABELS, recorded=recorded.flip(1)).total
+    assert not torch.equal(other, distiller(inputs, LABELS).total)
+
+
 def test_label_smoothing_is_refused_for_a_regression() -> None:
     with pytest.raises(ValueError, match="the labels are numbers"):
         CrossEntropy(None, classifier("bert", classes=1), 0.1)(sentences([5, 3]), torch.zeros(2))

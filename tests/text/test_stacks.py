@@ -12,6 +12,7 @@ from blockkd.calling import Inputs, logits_of
 from blockkd.models.logits_only import returning_logits
 from blockkd.partitioning import partition
 from blockkd.stack_blocks import StackBlocks, one_after_the_other
+from blockkd.stacks import StackError
 from blockkd.stones import stone_logits
 from tests.text.families import IMAGES, TEXT, classifier, images, sentences, transformers
 
@@ -344,6 +345,14 @@ class Around(Between):
         for layer in self.layers:
             x = layer(x)
         return self.head(((x + start) * attention_mask[..., None]).sum(1))
+
+
+def test_a_forward_that_is_replaced_after_the_cut_is_told() -> None:
+    network, blocks = cut("bert")
+    network.forward = network.forward
+    for work in (blocks, blocks.beside):
+        with pytest.raises(StackError, match="ran 0 of its 4 layers: its forward was replaced"):
+            work(batch("bert"))
 
 
 def test_any_network_of_layers_that_takes_named_tensors_can_be_cut() -> None:

@@ -165,7 +165,10 @@ class DistillationTrainer(Trainer):
         if checkpoint is not None:
             file = Path(checkpoint) / METHOD_FILE
             if not file.is_file():
-                raise ValueError(f"{checkpoint} holds no {METHOD_FILE}, so it was not written by a DistillationTrainer")
+                raise ValueError(
+                    f"{checkpoint} holds no {METHOD_FILE}: it was not written by a DistillationTrainer, or with "
+                    "save_only_model, and training cannot go on from there"
+                )
             _load_own_state(self.distiller, load_file(file), file)
         super()._load_optimizer_and_scheduler(checkpoint)
 
