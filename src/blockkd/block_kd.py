@@ -8,15 +8,16 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
+from blockkd.calling import Inputs
 from blockkd.connectors import connector
 from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.objectives import KL, LogitDistance, task_loss
 from blockkd.schedules import EpochWeight
 from blockkd.stones import Stones, chosen_stones, stone_logits
 
@@ -57,14 +58,16 @@ class BlockKD(BlockwiseDistiller):
         ValueError: weights, stones or features that do not fit; the message says which.
     """
 
+    masks_padding = True  # connectors work token by token, and all that is compared are logits
+
     def __init__(
         self,
         teacher: nn.Module,
         student: nn.Module,
-        example: Tensor | None = None,
+        example: Inputs | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
+        teacher_blocks: Blocks | Sequence[str | int] | None = None,
+        student_blocks: Blocks | Sequence[str | int] | None = None,
         n_blocks: int | None = None,
         stones: Stones = "all",
         make_connector: Callable[[Feature, Feature], nn.Module] = connector,
@@ -105,8 +108,8 @@ class BlockKD(BlockwiseDistiller):
 
     def forward(
         self,
-        inputs: Tensor,
-        targets: Int[Tensor, " B"],
+        inputs: Inputs,
+        targets: Real[Tensor, " B"],
         *,
         recorded: Float[Tensor, "B K"] | None = None,
         **context: Float[Tensor, "B ..."],
@@ -114,14 +117,14 @@ class BlockKD(BlockwiseDistiller):
         """One batch → the losses ``task/student``, ``task/stone_i``, ``distill/…`` and ``cross/…``.
 
         Args:
-            inputs: a batch ``(B, ...)``.
-            targets: labels ``(B,)``.
+            inputs: a batch ``(B, ...)``, one tensor or named ones.
+            targets: labels ``(B,)``, classes, or numbers of a regression: CE and ``d_L`` are then squared errors.
             recorded: what the teacher has said of this batch before, ``(B, K)``, instead of running it whole; the
                 stones go through its blocks all the same.
             context: further arguments of both networks.
         """
         features, logits = self.student_features(inputs, **context)
-        stones = self._stone_logits(features, **context)
+        stones = self._stone_logits(features, inputs, **context)
         learners = {"student": logits} | {f"stone_{i}": stones[i] for i in stones}
         weights = {"student": 1.0} | {f"stone_{i}": self.stone_weights[i] for i in stones}
         teacher = self.teacher_logits(inputs, recorded, **context) if self.beta else None
@@ -129,7 +132,7 @@ class BlockKD(BlockwiseDistiller):
 
         parts: dict[str, tuple[float | Tensor, Callable[[Tensor], Tensor]]] = {}
         if self.alpha:
-            parts["task"] = self.alpha, lambda learner: cross_entropy(learner, targets)
+            parts["task"] = self.alpha, lambda learner: task_loss(learner, targets)
         if teacher is not None:
             parts["distill"] = self.beta, lambda learner: self.distance(learner, teacher, targets)
         if self.gamma and stones and self._cross_weight.counts():
@@ -158,13 +161,15 @@ class BlockKD(BlockwiseDistiller):
             )
 
     def _stone_logits(
-        self, features: Sequence[Tensor], **context: Float[Tensor, "B ..."]
+        self, features: Sequence[Tensor], inputs: Inputs, **context: Float[Tensor, "B ..."]
     ) -> dict[int, Float[Tensor, "B K"]]:
         if not self.stones:
             return {}
         self._keep_teacher_frozen()
         connected = {i: self.connectors[str(i)](features[i - 1]) for i in self.stones}
-        return stone_logits(self.teacher_blocks, connected, **context)
+        with torch.no_grad():
+            beside = self.teacher_blocks.beside(inputs, **context)
+        return stone_logits(self.teacher_blocks, connected, **beside)
 
 
 def _stone_weights(given: Sequence[float] | None, stones: Sequence[int], n: int) -> dict[int, float]:

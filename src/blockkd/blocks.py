@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from blockkd.calling import Inputs, image_shape
 from blockkd.features import Feature, feature_of
 from blockkd.segments import Segment
 from blockkd.tracing import undisturbed
@@ -111,33 +112,42 @@ class Blocks(nn.Module):
         """The shape of the feature after each block, without the batch dimension."""
         return tuple(feature.shape for feature in self.features)
 
-    def run(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[list[Tensor], Float[Tensor, "B K"]]:
+    def run(self, x: Inputs, **context: Float[Tensor, "B ..."]) -> tuple[list[Tensor], Float[Tensor, "B K"]]:
         """Features after every block, and logits ``(B, K)``."""
-        if self.training_error is not None and self.network.training:
-            raise PartitionError(self.training_error)
-        if self.only_for is not None and x.shape[1:] != self.only_for:
+        self._check_runnable()
+        if self.only_for is not None and image_shape(x)[1:] != self.only_for:
             raise PartitionError(
                 f"{type(self.network).__name__} was cut for inputs {tuple(self.only_for)} and holds sizes of them, got "
-                f"{tuple(x.shape[1:])}: partition it with such an example"
+                f"{tuple(image_shape(x)[1:])}: partition it with such an example"
             )
-        features = []
+        features: list[Tensor] = []
+        beside = self.beside(x, **context)
         for block in self.blocks:
-            x = block(x, **context)
-            features.append(x)
-        return features, self.classifier(x, **context)
+            features.append(block(features[-1] if features else x, **beside))
+        return features, self.classifier(features[-1], **beside)
 
-    def forward(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
+    def beside(self, x: Inputs, **context: Float[Tensor, "B ..."]) -> dict[str, Any]:
+        """What each block and the classifier take beside the features of this batch: here its context as it is."""
+        del x
+        return context
+
+    def entering(self, x: Inputs, **beside: Any) -> Any:
+        """What of a batch enters the first block; where something is run for all blocks before it, what that gives."""
+        del beside
+        return x
+
+    def forward(self, x: Inputs, **context: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
         """The network's logits ``(B, K)``."""
         return self.run(x, **context)[1]
 
     @torch.no_grad()
-    def measure(self, x: Tensor, **context: Float[Tensor, "B ..."]) -> tuple[Feature, ...]:
+    def measure(self, x: Inputs, **context: Float[Tensor, "B ..."]) -> tuple[Feature, ...]:
         """Look at the features of ``x`` in evaluation mode, leaving the network as it was."""
         with undisturbed(self.network, training=False):
             values, _ = self.run(x, **context)
         found = []
         for name, value in zip(self.names, values, strict=True):
-            feature = feature_of(value.shape, x.shape)
+            feature = feature_of(value.shape, image_shape(x))
             if feature is None:
                 raise PartitionError(
                     f"block {name!r} gives a tensor of shape {tuple(value.shape)}: expected (B, C, H, W), (B, L, D) "
@@ -145,6 +155,10 @@ class Blocks(nn.Module):
                 )
             found.append(feature)
         return tuple(found)
+
+    def _check_runnable(self) -> None:
+        if self.training_error is not None and self.network.training:
+            raise PartitionError(self.training_error)
 
     def train(self, mode: bool = True) -> "Blocks":
         """Switch the blocks and the network behind them."""

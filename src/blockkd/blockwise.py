@@ -1,16 +1,18 @@
 """A Distiller that sees both networks block by block."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from blockkd.blocks import Blocks, PartitionError
+from blockkd.calling import Inputs, first_rows, logits_of, resolution
 from blockkd.distiller import Distiller
 from blockkd.examples import example_for
 from blockkd.features import Feature
-from blockkd.partitioning import Survey, cut_pair, partition
+from blockkd.partitioning import cut_pair, partition, survey
 from blockkd.tracing import undisturbed
 
 
@@ -22,35 +24,48 @@ class BlockwiseDistiller(Distiller):
         student: maps a batch to logits ``(B, K)``; trained in place.
         example: a batch of inputs ``(B, ...)``, by which both networks are cut and the connectors chosen. When left
             out, a size that both networks accept is tried out; inputs of another size are adapted to as they come.
+            Networks that take named tensors (``input_ids``, ``attention_mask``, ...) need one, a mapping of those.
         teacher_blocks, student_blocks: names of submodules after which to cut, or ready-made ``Blocks``; found by
-            themselves when left out.
-        n_blocks: into how many blocks to cut; by default as many as the network with fewer stages has.
+            themselves when left out. Layers of transformers can be named by their numbers: ``[2, 4, 12]``.
+        n_blocks: into how many blocks to cut; by default as many as the network with fewer stages has. Transformers
+            that take named tensors are cut into as many as the network with fewer layers has, of equal length.
+
+    Attributes:
+        masks_padding: whether the method leaves padding out of all that it compares, so that it can be used on
+            sequences of different lengths.
 
     Raises:
         PartitionError: a network cannot be cut as asked.
+        TypeError: the networks take named tensors, and the method would compare their padding as well.
     """
 
+    masks_padding: ClassVar[bool] = False
     connectors: nn.ModuleDict
 
     def __init__(
         self,
         teacher: nn.Module,
         student: nn.Module,
-        example: Tensor | None = None,
+        example: Inputs | None = None,
         *,
-        teacher_blocks: Blocks | Sequence[str] | None = None,
-        student_blocks: Blocks | Sequence[str] | None = None,
+        teacher_blocks: Blocks | Sequence[str | int] | None = None,
+        student_blocks: Blocks | Sequence[str | int] | None = None,
         n_blocks: int | None = None,
     ) -> None:
         super().__init__(teacher, student)
         if example is None:
             example = example_for(teacher, student)
+        if isinstance(example, Mapping) and not self.masks_padding:
+            raise TypeError(
+                f"{type(self).__name__} compares features place by place and does not know which places are padding: "
+                "for networks that take named tensors choose another method"
+            )
         self._blocks = _matching_blocks(teacher, student, example, teacher_blocks, student_blocks, n_blocks)
         if self.student_blocks.training_error is not None:
             raise PartitionError(self.student_blocks.training_error)
         self.teacher_blocks.requires_grad_(False).eval()
         self.connectors = nn.ModuleDict()
-        self._input_shape = example.shape[1:]
+        self._input_shape = resolution(example)
 
     @property
     def teacher_blocks(self) -> Blocks:
@@ -75,7 +90,7 @@ class BlockwiseDistiller(Distiller):
         self.connectors.to(next(p for p in self.student.parameters() if p.is_floating_point()))
 
     def student_features(
-        self, inputs: Tensor, **context: Float[Tensor, "B ..."]
+        self, inputs: Inputs, **context: Float[Tensor, "B ..."]
     ) -> tuple[list[Float[Tensor, "B ..."]], Float[Tensor, "B K"]]:
         """The student's features after each block, and its logits ``(B, K)``; fits the connectors to the inputs."""
         self._adapt(inputs, **context)
@@ -83,7 +98,7 @@ class BlockwiseDistiller(Distiller):
 
     @torch.no_grad()
     def teacher_features(
-        self, inputs: Tensor, **context: Float[Tensor, "B ..."]
+        self, inputs: Inputs, **context: Float[Tensor, "B ..."]
     ) -> tuple[list[Float[Tensor, "B ..."]], Float[Tensor, "B K"]]:
         """The teacher's features after each block, and its logits ``(B, K)``, without gradient."""
         self._keep_teacher_frozen()
@@ -100,19 +115,21 @@ class BlockwiseDistiller(Distiller):
         if any(module.training for module in self.teacher_blocks.modules()):
             self.teacher_blocks.eval()
 
-    def _cut_again(self, blocks: Blocks, inputs: Tensor) -> Blocks:
+    def _cut_again(self, blocks: Blocks, inputs: Inputs) -> Blocks:
         """Blocks that hold for these inputs: new ones, at the same places, where the old ones hold sizes."""
-        if blocks.only_for is None or blocks.only_for == inputs.shape[1:]:
+        if blocks.only_for is None or blocks.only_for == resolution(inputs):
             return blocks
-        return partition(blocks.network, inputs[:2], after=blocks.names, frozen=blocks is self.teacher_blocks)
+        return partition(
+            blocks.network, first_rows(inputs, 2), after=blocks.names, frozen=blocks is self.teacher_blocks
+        )
 
-    def _adapt(self, inputs: Tensor, **context: Float[Tensor, "B ..."]) -> None:
+    def _adapt(self, inputs: Inputs, **context: Float[Tensor, "B ..."]) -> None:
         """Fit the connectors to the resolution of these inputs, if it is another than before."""
-        if inputs.shape[1:] == self._input_shape:
+        if resolution(inputs) == self._input_shape:
             return
         self._blocks = self._cut_again(self.teacher_blocks, inputs), self._cut_again(self.student_blocks, inputs)
         few = {name: value[:2] for name, value in context.items()}
-        theirs, ours = (blocks.measure(inputs[:2], **few) for blocks in self._blocks)
+        theirs, ours = (blocks.measure(first_rows(inputs, 2), **few) for blocks in self._blocks)
         for stage, connector in self.connectors.items():
             i = int(stage)
             new = ours[i - 1], theirs[i - 1]
@@ -120,21 +137,21 @@ class BlockwiseDistiller(Distiller):
             if [f.channels for f in new] != [f.channels for f in old]:
                 raise ValueError(
                     f"connector {i} takes features of {old[0].channels} to {old[1].channels} channels, inputs of shape "
-                    f"{tuple(inputs.shape[1:])} give {new[0].channels} and {new[1].channels}: build "
+                    f"{tuple(resolution(inputs))} give {new[0].channels} and {new[1].channels}: build "
                     f"{type(self).__name__} with example=inputs"
                 )
             fit = getattr(connector, "fit", None)
             if fit is not None:
                 fit(*new)
-        self._input_shape = inputs.shape[1:]
+        self._input_shape = resolution(inputs)
 
 
 def _matching_blocks(
     teacher: nn.Module,
     student: nn.Module,
-    example: Tensor,
-    teacher_blocks: Blocks | Sequence[str] | None,
-    student_blocks: Blocks | Sequence[str] | None,
+    example: Inputs,
+    teacher_blocks: Blocks | Sequence[str | int] | None,
+    student_blocks: Blocks | Sequence[str | int] | None,
     n_blocks: int | None,
 ) -> tuple[Blocks, Blocks]:
     """Both networks cut into the same number of blocks."""
@@ -153,14 +170,14 @@ def _matching_blocks(
             _blocks_of(teacher, example, teacher_blocks, n, frozen=True),
             _blocks_of(student, example, student_blocks, n, frozen=False),
         )
-    theirs, ours = Survey(teacher, example), Survey(student, example)
+    theirs, ours = survey(teacher, example), survey(student, example)
     names = [wish for wish in (teacher_blocks, student_blocks) if not isinstance(wish, Blocks)]
     pair = cut_pair(theirs, ours, names[0], names[1], n_blocks)
     return theirs.cut(pair[0], frozen=True), ours.cut(pair[1])
 
 
 def _blocks_of(
-    network: nn.Module, example: Tensor, wish: Blocks | Sequence[str] | None, n: int, frozen: bool
+    network: nn.Module, example: Inputs, wish: Blocks | Sequence[str | int] | None, n: int, frozen: bool
 ) -> Blocks:
     if not isinstance(wish, Blocks):
         return partition(network, example, n, after=wish, frozen=frozen)
@@ -175,7 +192,7 @@ def _blocks_of(
         return wish
     wish.features = wish.measure(example)
     with torch.no_grad(), undisturbed(network, training=False), undisturbed(wish, training=False):
-        same = torch.allclose(network(example), wish(example))
+        same = torch.allclose(logits_of(network, example), wish(example))
     if not same:
         raise PartitionError(
             f"the Blocks given for {type(network).__name__}, run one after the other, do not give its logits"

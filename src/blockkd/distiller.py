@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
+
+from blockkd.calling import logits_of
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Distiller(nn.Module, ABC):
         return self._teacher[0]
 
     @abstractmethod
-    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
-        """One batch ``(B, ...)`` with labels ``(B,)`` → named losses."""
+    def forward(self, inputs: Any, targets: Real[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+        """One batch ``(B, ...)`` with labels ``(B,)``, classes or numbers → named losses."""
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the method which epoch (from 0) begins; schedules such as the start of ``L_cross`` hang on it."""
@@ -105,8 +107,7 @@ class Distiller(nn.Module, ABC):
         if recorded is not None:
             return recorded
         self._keep_teacher_frozen()
-        logits: Tensor = self.teacher(inputs, **context)
-        return logits
+        return logits_of(self.teacher, inputs, **context)
 
     def _keep_teacher_frozen(self) -> None:
         # Someone may have called train() or requires_grad_() on the teacher itself, or on one of its parts.
@@ -129,7 +130,7 @@ def check_logits(student: Float[Tensor, "..."], targets: Tensor, *others: Float[
 
     Args:
         student: the student's logits ``(B, K)``.
-        targets: labels ``(B,)``.
+        targets: labels ``(B,)``, classes, or numbers of a regression.
         others: logits of the teacher, or that come out of it, which must have the same shape.
 
     Raises:
@@ -137,7 +138,8 @@ def check_logits(student: Float[Tensor, "..."], targets: Tensor, *others: Float[
     """
     if student.ndim != 2:
         raise ValueError(f"the student gave logits of shape {tuple(student.shape)}, expected (batch, classes)")
-    if targets.shape != student.shape[:1] or targets.is_floating_point():
+    numbers = targets.is_floating_point() and student.shape[1] == 1  # a regression
+    if targets.shape != student.shape[:1] or (targets.is_floating_point() and not numbers):
         raise ValueError(
             f"the labels are {tuple(targets.shape)} of {targets.dtype}, expected one whole number for each of the "
             f"{len(student)} examples"
@@ -148,7 +150,7 @@ def check_logits(student: Float[Tensor, "..."], targets: Tensor, *others: Float[
                 f"the teacher gave logits of shape {tuple(other.shape)} and the student {tuple(student.shape)}: "
                 "both must tell the same classes apart; give one of them a head with as many outputs as the other"
             )
-    if targets.device.type == "cpu" and len(targets) and not torch.compiler.is_compiling():
+    if targets.device.type == "cpu" and len(targets) and not numbers and not torch.compiler.is_compiling():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= student.shape[1]:
             wrong = low if low < 0 else high

@@ -1,5 +1,8 @@
 """Inputs to try networks out with: one that they accept when the user gives none, and one that is not blank."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +39,20 @@ def random_like(example: Tensor) -> Tensor:
     if not example.is_floating_point():
         return example
     return torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+
+
+@contextmanager
+def zeros_filled(network: nn.Module) -> Iterator[None]:
+    """Fill weights that start at zero for a while: behind such a head or gate all networks look alike."""
+    generator = torch.Generator().manual_seed(0)
+    zeros = [p for p in network.parameters() if p.is_floating_point() and not p.any()]
+    for parameter in zeros:
+        parameter.copy_(torch.rand(parameter.shape, generator=generator) / 8)
+    try:
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.zero_()
 
 
 def _shapes(networks: tuple[nn.Module, ...]) -> list[tuple[int, ...]]:

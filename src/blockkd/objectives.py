@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,6 +49,31 @@ def cross_entropy(
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 ≤ ε < 1")
     return F.cross_entropy(_widen(logits), labels.long(), label_smoothing=label_smoothing)
+
+
+def task_loss(
+    logits: Float[Tensor, "B K"], targets: Real[Tensor, " B"], label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """What the labels ask for: cross-entropy with classes, squared error with numbers (a regression).
+
+    Args:
+        logits: ``(B, K)``; of a regression the one number told, K = 1.
+        targets: labels ``(B,)``, class indices ``0 … K-1`` or floating-point numbers.
+        label_smoothing: ε, for classes only; see ``cross_entropy``.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ValueError: several outputs for one number, or ``label_smoothing`` that is out of range or for numbers.
+    """
+    if not targets.is_floating_point():
+        return cross_entropy(logits, targets, label_smoothing)
+    if label_smoothing:
+        raise ValueError(f"label_smoothing is {label_smoothing}, but the labels are numbers: leave it out")
+    if logits.shape[1] != 1:
+        raise ValueError(f"the labels are numbers, but there are {logits.shape[1]} outputs for each: expected one")
+    return squared_error(logits, targets.unsqueeze(1))
 
 
 def kl_divergence(learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, ""]:
@@ -247,16 +272,20 @@ class LogitDistance(ABC):
 
     @abstractmethod
     def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
+        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target, labels ``(B,)`` → a scalar, the mean over the batch."""
+        """Logits ``(B, K)`` of learner and target, labels ``(B,)`` → a scalar, the mean over the batch.
+
+        Labels that are floating-point numbers tell that it is a regression, of K = 1 output.
+        """
 
 
 @dataclass(frozen=True)
 class KL(LogitDistance):
     """Softened Kullback-Leibler divergence (Hinton et al., arXiv 1503.02531); see ``kl_divergence``.
 
-    The caller detaches the target.
+    The caller detaches the target. In a regression, where the outputs are no logits of classes, it is the squared
+    error: of normal distributions of equal width around two numbers, the divergence is that but for a factor.
 
     Args:
         temperature: τ > 0; 4 is the field's choice for CIFAR-100, 1 for ImageNet, 2 for standardized logits.
@@ -273,10 +302,11 @@ class KL(LogitDistance):
         _check_temperature(self.temperature)
 
     def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
+        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` play no part."""
-        del labels
+        """Logits ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` tell a regression from classes."""
+        if labels.is_floating_point():
+            return squared_error(learner, target)
         if self.standardized:
             learner, target = standardize(learner), standardize(target)
         return kl_divergence(learner, target, self.temperature)
@@ -309,9 +339,10 @@ class DKD(LogitDistance):
         _check_temperature(self.temperature)
 
     def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
+        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         """Logits ``(B, K)`` of learner and target, labels ``(B,)`` → a scalar."""
+        _check_classes(self, labels)
         if self.standardized:
             learner, target = standardize(learner), standardize(target)
         return decoupled_kd(learner, target, labels, self.alpha, self.beta, self.temperature)
@@ -343,10 +374,10 @@ class DIST(LogitDistance):
         _check_temperature(self.temperature)
 
     def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
+        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
     ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` play no part."""
-        del labels
+        """Logits ``(B, K)`` of learner and target → a scalar; which class the labels ``(B,)`` name plays no part."""
+        _check_classes(self, labels)
         if self.standardized:
             learner, target = standardize(learner), standardize(target)
         return dist(learner, target, self.beta, self.gamma, self.temperature)
@@ -360,11 +391,19 @@ class SquaredError(LogitDistance):
     """
 
     def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
+        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
     ) -> Float[Tensor, ""]:
         """Outputs ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` play no part."""
         del labels
         return squared_error(learner, target)
+
+
+def _check_classes(distance: LogitDistance, labels: Real[Tensor, " B"]) -> None:
+    if labels.is_floating_point():
+        raise ValueError(
+            f"{type(distance).__name__} compares probabilities of classes, but the labels are numbers: take KL or "
+            "SquaredError"
+        )
 
 
 def _widen(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
@@ -381,13 +420,13 @@ def _kl(learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Te
     return F.kl_div(learner.log_softmax(dim=1), target.log_softmax(dim=1), reduction="batchmean", log_target=True)
 
 
-def _target_against_rest(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B 2"]:
+def _target_against_rest(logits: Float[Tensor, "B K"], labels: Real[Tensor, " B"]) -> Float[Tensor, "B 2"]:
     # Logits of a binary choice: their softmax is (p_t, 1 - p_t), without the cancellation in 1 - p_t.
     rest = _without_target(logits, labels).logsumexp(dim=1, keepdim=True)
     return torch.cat([logits.gather(1, labels.long()[:, None]), rest], dim=1)
 
 
-def _without_target(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Float[Tensor, "B K-1"]:
+def _without_target(logits: Float[Tensor, "B K"], labels: Real[Tensor, " B"]) -> Float[Tensor, "B K-1"]:
     column = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, column + (column >= labels[:, None]))
 

@@ -1,8 +1,7 @@
 """Any network → blocks: where it can be cut is found by following its forward once."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -10,8 +9,11 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from blockkd.blocks import Block, Blocks, PartitionError
+from blockkd.calling import Inputs
 from blockkd.cuts import CutError, CutPoint, cut_points, depths
+from blockkd.examples import zeros_filled
 from blockkd.segments import Segment, split
+from blockkd.stack_blocks import StackSurvey
 from blockkd.stages import align, choose, counterparts, stage_ends
 from blockkd.tracing import Trace, TraceError, trace, undisturbed
 
@@ -61,7 +63,7 @@ class Survey:
         except CutError as error:
             raise PartitionError(f"{self.label}: {error}. {self.advice()}") from error
 
-    def named(self, names: Sequence[str]) -> list[CutPoint]:
+    def named(self, names: Sequence[str | int]) -> list[CutPoint]:
         """The cut points at the outputs of these submodules.
 
         Raises:
@@ -70,8 +72,8 @@ class Survey:
         by_name = {name: point for point in self.points for name in (*point.aliases, point.name)}
         for name in names:
             if name not in by_name:
-                raise PartitionError(self._not_a_cut(name))
-        found = [by_name[name] for name in names]
+                raise PartitionError(self._not_a_cut(str(name)))
+        found = [by_name[str(name)] for name in names]
         order = sorted({self.points.index(point) for point in found})
         if found != [self.points[i] for i in order]:
             raise PartitionError(
@@ -176,7 +178,7 @@ class Survey:
             x = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         results = []
         for forward in (self.network, blocks):
-            with torch.no_grad(), undisturbed(self.network, training), _zeros_filled(self.network):
+            with torch.no_grad(), undisturbed(self.network, training), zeros_filled(self.network):
                 logits = forward(x)
                 results.append([logits, *(buffer.clone() for buffer in self.network.buffers())])
         same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(*results, strict=True))
@@ -207,22 +209,36 @@ class Survey:
         return f"{self.label} has no submodule {name!r}{hint} {self.advice()}"
 
 
+def survey(network: nn.Module, example: Inputs) -> Survey | StackSurvey:
+    """Find where a network can be cut.
+
+    Networks that take one tensor are followed operation by operation and can be cut wherever one tensor carries
+    everything; those that take named tensors are cut between the layers that they run one after the other.
+
+    Raises:
+        PartitionError: the network cannot be followed.
+    """
+    return StackSurvey(network, example) if isinstance(example, Mapping) else Survey(network, example)
+
+
 def partition(
     network: nn.Module,
-    example: Tensor,
+    example: Inputs,
     n_blocks: int | None = None,
     *,
-    after: Sequence[str] | None = None,
+    after: Sequence[str | int] | None = None,
     frozen: bool = False,
 ) -> Blocks:
     """Cut a network into n runnable blocks and a classifier that share its parameters.
 
     Args:
-        network: maps one tensor to logits ``(B, K)``.
-        example: input ``(B, ...)`` of the size that the network will see, on its device; a few examples do.
+        network: maps one tensor, or named tensors (``input_ids``, ``attention_mask``, ...), to logits ``(B, K)``.
+        example: input ``(B, ...)`` of the size that the network will see, on its device; a few examples do. A mapping
+            for networks that take named tensors: sequences may then have any length.
         n_blocks: how many blocks; by default one per stage of constant resolution, or four of equal depth where the
-            resolution never changes.
-        after: submodules after whose outputs to cut, instead of finding them.
+            resolution never changes. Of networks that take named tensors one per layer.
+        after: submodules after whose outputs to cut, instead of finding them. Of networks that take named tensors
+            layers, by name or by number.
         frozen: the network stays in evaluation mode, as a teacher does; its training mode is not looked at.
 
     Returns:
@@ -238,16 +254,16 @@ def partition(
         raise PartitionError(f"after is {after!r}, expected a list of names, such as [{after!r}]")
     if after is not None and not after:
         raise PartitionError("after names no cut: give the names of submodules, or leave it out")
-    survey = Survey(network, example)
-    points = survey.choose(n_blocks) if after is None else survey.named(after)
-    return survey.cut(points, frozen=frozen)
+    found = survey(network, example)
+    points = found.choose(n_blocks) if after is None else found.named(after)
+    return found.cut(points, frozen=frozen)
 
 
 def cut_pair(
-    teacher: Survey,
-    student: Survey,
-    teacher_names: Sequence[str] | None = None,
-    student_names: Sequence[str] | None = None,
+    teacher: Survey | StackSurvey,
+    student: Survey | StackSurvey,
+    teacher_names: Sequence[str | int] | None = None,
+    student_names: Sequence[str | int] | None = None,
     n_blocks: int | None = None,
 ) -> tuple[list[CutPoint], list[CutPoint]]:
     """Cut points for teacher and student with the same number of blocks, at stages that match.
@@ -274,22 +290,8 @@ def cut_pair(
     return teacher.choose(n), student.choose(n)
 
 
-def _matching(survey: Survey, named: Sequence[CutPoint]) -> list[CutPoint]:
+def _matching(survey: Survey | StackSurvey, named: Sequence[CutPoint]) -> list[CutPoint]:
     return counterparts(named, survey.ends) if len(survey.ends) >= len(named) else survey.choose(len(named))
-
-
-@contextmanager
-def _zeros_filled(network: nn.Module) -> Iterator[None]:
-    """Fill weights that start at zero for a while: behind such a head or gate all networks look alike."""
-    generator = torch.Generator().manual_seed(0)
-    zeros = [p for p in network.parameters() if p.is_floating_point() and not p.any()]
-    for parameter in zeros:
-        parameter.copy_(torch.rand(parameter.shape, generator=generator) / 8)
-    try:
-        yield
-    finally:
-        for parameter in zeros:
-            parameter.zero_()
 
 
 def _batch_of(example: Tensor, n: int) -> Tensor:

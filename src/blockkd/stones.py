@@ -6,7 +6,7 @@ the batch: never once per stone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ Stones = Literal["all", "last"] | Sequence[int]
 
 
 def stone_logits(
-    teacher: Blocks, connected: Mapping[int, Float[Tensor, "B ..."]], **context: Float[Tensor, "B ..."]
+    teacher: Blocks, connected: Mapping[int, Float[Tensor, "B ..."] | Mapping[str, Tensor]], **beside: Any
 ) -> dict[int, Float[Tensor, "B K"]]:
     """The logits ``Y^{N_i}`` of every stone.
 
@@ -30,7 +30,8 @@ def stone_logits(
         teacher: the teacher's n blocks and classifier.
         connected: for each stone i, the student's connected feature ``C_i(F_i^S)``, in the space of the teacher's
             feature after block i. Stone 0 enters before the first block: with the network's input, it is the teacher.
-        context: per-batch context ``(B, ...)`` for blocks that take one; repeated for the stones.
+        beside: what the teacher's blocks take beside the features of this batch, ``teacher.beside(inputs)``; tensors
+            ``(B, ...)``, or what repeats itself by ``repeated(times)``. Repeated for the stones.
 
     Returns:
         Logits ``(B, K)`` by stone, in the order of the stones.
@@ -40,15 +41,16 @@ def stone_logits(
     """
     check_stones(list(connected), len(teacher), first=0)
     joined: list[int] = []
-    sweep: Tensor | None = None
-    with lean_backward(*connected.values()):
+    sweep: Any = None
+    with lean_backward(*(feature for feature in connected.values() if isinstance(feature, Tensor))):
         for i in range(len(teacher) + 1):
             if i > 0 and sweep is not None:
-                sweep = teacher.blocks[i - 1](sweep, **_repeated(context, len(joined)))
+                sweep = teacher.blocks[i - 1](sweep, **_repeated(beside, len(joined)))
             if i in connected:
-                sweep = connected[i] if sweep is None else torch.cat([sweep, connected[i]])
+                joining: Any = connected[i]
+                sweep = joining if sweep is None else torch.cat([sweep, joining])
                 joined.append(i)
-        logits: Tensor = teacher.classifier(sweep, **_repeated(context, len(joined)))
+        logits: Tensor = teacher.classifier(sweep, **_repeated(beside, len(joined)))
     return dict(zip(joined, logits.chunk(len(joined)), strict=True))
 
 
@@ -78,5 +80,8 @@ def check_stones(stones: Sequence[int], n: int, first: int) -> None:
         )
 
 
-def _repeated(context: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
-    return {name: torch.cat([value] * times) for name, value in context.items()}
+def _repeated(beside: Mapping[str, Any], times: int) -> dict[str, Any]:
+    return {
+        name: torch.cat([value] * times) if isinstance(value, Tensor) else value.repeated(times)
+        for name, value in beside.items()
+    }

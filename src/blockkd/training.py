@@ -5,19 +5,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from lightning import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
 
+from blockkd.calling import logits_of
 from blockkd.devices import Compile, best_compile, compiled, fused, is_gated
 from blockkd.distiller import Distiller, Losses
 from blockkd.divergence import DivergedError, FiniteWatch, Step, diagnose, randomness
 from blockkd.metering import EpochMeans
+from blockkd.objectives import task_loss
 from blockkd.recording import RecordedTeacher
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
@@ -81,8 +82,7 @@ class DistillationModule(LightningModule):
 
     def forward(self, inputs: Any) -> Float[Tensor, "B K"]:
         """The student's logits ``(B, K)``."""
-        logits: Tensor = self.distiller.student(inputs)
-        return logits
+        return logits_of(self.distiller.student, inputs)
 
     def on_fit_start(self) -> None:
         """Put the student into training mode (Lightning leaves it as it came) and look at the method's schedule."""
@@ -117,16 +117,15 @@ class DistillationModule(LightningModule):
         context = self._context(inputs, numbers)
         before = randomness(self.device)
         losses = self._compute(inputs, targets, **context)
-        hits = (losses.logits.argmax(1) == targets).float().mean()
-        row = torch.stack([value.detach().float() for value in (losses.total, hits, *losses.terms.values())])
+        row = torch.stack([value.detach().float() for value in (losses.total, *losses.terms.values())])
         # Slices of the row, as what a CUDA graph gives is gone in the next step.
-        terms = dict(zip(losses.terms, row[2:], strict=True))
+        terms = dict(zip(losses.terms, row[1:], strict=True))
         self._step = Step(self.current_epoch, self.global_step, inputs, targets, context, before, terms)
         self._watch.look(row)
         if not self._watch.lag and self.trainer.world_size == 1:
             self._stop_at(self._watch.first_bad(self._step))
-        names = ("train/loss", "train/accuracy", *(f"train/{name}" for name in terms))
-        self.train_means.add(names, row, len(targets))
+        self.train_means.add(("train/loss", *(f"train/{name}" for name in terms)), row, len(targets))
+        self.measure("train", losses.logits, targets)
         if self.trainer.is_last_batch:
             self._log_means()
         total: Tensor = losses.total
@@ -159,18 +158,34 @@ class DistillationModule(LightningModule):
         del batch_idx
         inputs, targets = self._laid_out(batch)
         logits = self(inputs)
-        self.val_accuracy(logits, targets)
-        size = len(targets)
-        loss = F.cross_entropy(logits, targets)
+        size, loss = len(targets), task_loss(logits, targets)
         self.log(f"{self.watched}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
-        self.log(f"{self.watched}/accuracy", self.val_accuracy, on_epoch=True, batch_size=size)
+        self.measure("val", logits, targets)
 
     def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Log the student's accuracy."""
         del batch_idx
         inputs, targets = self._laid_out(batch)
-        self.test_accuracy(self(inputs), targets)
-        self.log("test/accuracy", self.test_accuracy, on_epoch=True, batch_size=len(targets))
+        self.measure("test", self(inputs), targets)
+
+    def measure(
+        self, part: Literal["train", "val", "test"], logits: Float[Tensor, "B K"], targets: Real[Tensor, " B"]
+    ) -> None:
+        """Log what a batch adds to a part's metrics; here the accuracy.
+
+        Args:
+            part: the loader that the batch is from; what the validation loader gives is named as ``watched`` says.
+            logits: the student's, ``(B, K)``.
+            targets: labels ``(B,)``.
+        """
+        if part == "train":
+            hits = (logits.argmax(dim=1) == targets).float().mean()
+            self.train_means.add(("train/accuracy",), hits[None], len(targets))
+            return
+        metric: MulticlassAccuracy = getattr(self, f"{part}_accuracy")
+        metric(logits, targets)
+        name = self.watched if part == "val" else part
+        self.log(f"{name}/accuracy", metric, on_step=False, on_epoch=True, batch_size=len(targets))
 
     def configure_optimizers(self) -> Any:
         """Optimizer over student and the method's own modules, schedule per epoch."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from blockkd.baselines.heads import Head
 from blockkd.baselines.mixture import Mixture
+from blockkd.calling import logits_of
 from blockkd.distiller import Distiller, Losses
 from blockkd.objectives import LogitDistance
 
@@ -72,7 +73,7 @@ class EmbeddingDistiller(Distiller):
         network = self.teacher
         assert network is not None
         with student_head.watched(self.student) as ours:
-            logits = self.student(inputs, **context)
+            logits = logits_of(self.student, inputs, **context)
         with teacher_head.watched(network) as theirs:
             target = self.teacher_logits(inputs, **context)
         losses = {}

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from blockkd.calling import logits_of
 from blockkd.distiller import Distiller, Losses, check_logits
-from blockkd.objectives import KL, LogitDistance, cross_entropy
+from blockkd.objectives import KL, LogitDistance, task_loss
 
 
 class CrossEntropy(Distiller):
@@ -26,11 +27,11 @@ class CrossEntropy(Distiller):
             raise ValueError(f"label_smoothing is {label_smoothing}, expected 0 ≤ ε < 1")
         self.label_smoothing = label_smoothing
 
-    def forward(self, inputs: Any, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
+    def forward(self, inputs: Any, targets: Real[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
         """One batch → the loss ``task/student``."""
-        logits = self.student(inputs, **context)
+        logits = logits_of(self.student, inputs, **context)
         check_logits(logits, targets)
-        return Losses.of({"task/student": cross_entropy(logits, targets, self.label_smoothing)}, logits)
+        return Losses.of({"task/student": task_loss(logits, targets, self.label_smoothing)}, logits)
 
 
 class KD(Distiller):
@@ -64,13 +65,13 @@ class KD(Distiller):
     def forward(
         self,
         inputs: Any,
-        targets: Int[Tensor, " B"],
+        targets: Real[Tensor, " B"],
         *,
         recorded: Float[Tensor, "B K"] | None = None,
         **context: Float[Tensor, "B ..."],
     ) -> Losses:
         """One batch, with the teacher's logits if known → the losses ``task/student`` and ``distill/student``."""
-        logits = self.student(inputs, **context)
+        logits = logits_of(self.student, inputs, **context)
         target = self.teacher_logits(inputs, recorded, **context)
         return Losses.of(kd_terms(logits, targets, target, self.alpha, self._beta_now(), self.distance), logits)
 
@@ -80,7 +81,7 @@ class KD(Distiller):
 
 def kd_terms(
     logits: Float[Tensor, "..."],
-    targets: Int[Tensor, " B"],
+    targets: Real[Tensor, " B"],
     target: Float[Tensor, "..."],
     alpha: float,
     beta: float | Tensor,
@@ -105,7 +106,7 @@ def kd_terms(
     check_logits(logits, targets, target)
     terms = {}
     if alpha:
-        terms["task/student"] = alpha * cross_entropy(logits, targets)
+        terms["task/student"] = alpha * task_loss(logits, targets)
     if isinstance(beta, Tensor) or beta:
         terms["distill/student"] = beta * distance(logits, target, targets)
     return terms

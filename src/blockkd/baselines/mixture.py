@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from blockkd.baselines.logits import kd_terms
@@ -44,7 +44,7 @@ class Mixture:
     def losses(
         self,
         logits: Float[Tensor, "..."],
-        targets: Int[Tensor, " B"],
+        targets: Real[Tensor, " B"],
         teacher_logits: Float[Tensor, "..."],
         method: Mapping[str, Float[Tensor, ""]],
     ) -> Losses:

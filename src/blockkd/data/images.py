@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -108,8 +108,10 @@ class Parts(NamedTuple):
     test: LabelledImages
 
 
-def check_labels(labels: Int[Tensor, " N"], num_classes: int, part: str) -> None:
-    """Raise ValueError that names the label when one lies outside ``0 … num_classes - 1``."""
+def check_labels(labels: Real[Tensor, " N"], num_classes: int, part: str) -> None:
+    """Raise ValueError that names the label when one lies outside ``0 … num_classes - 1``; a regression has none."""
+    if labels.is_floating_point():
+        return
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise ValueError(

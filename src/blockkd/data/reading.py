@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,7 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
         ValueError: it is not there, or not as expected.
         ModuleNotFoundError: the library ``datasets`` is missing.
     """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the images of {path!r} are read by the library datasets, which is missing: pip install datasets"
-        ) from error
+    datasets = _library(path)
     folder = Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -44,9 +39,6 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
             "as revision",
             stacklevel=2,
         )
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error comes as the error, too
     try:
         return datasets.load_dataset(path, name=subset, revision=revision)
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
@@ -55,6 +47,34 @@ def read_splits(path: str, subset: str | None, revision: str | None) -> Any:
             f"cannot read {path!r}: {' '.join(str(reason or error).split())} (expected a folder with train/CLASS/*.png "
             "and test/CLASS/*.png, a folder with train*.parquet and test*.parquet, or the name of a dataset on the hub)"
         ) from error
+
+
+def read_files(files: Mapping[str, Sequence[str]]) -> Any:
+    """Splits (a ``datasets.DatasetDict``) from parquet files, by name.
+
+    Raises:
+        ValueError: a file cannot be read.
+        ModuleNotFoundError: the library ``datasets`` is missing.
+    """
+    first = next(iter(files.values()))[0]
+    datasets = _library(first)
+    try:
+        return datasets.load_dataset("parquet", data_files={split: list(names) for split, names in files.items()})
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"cannot read {first!r} and the files beside it: {' '.join(str(error).split())}") from error
+
+
+def _library(path: str) -> Any:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path!r} is read by the library datasets, which is missing: pip install datasets"
+        ) from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs of an error comes as the error, too
+    return datasets
 
 
 def find_test_split(path: str, known: Sequence[str], train: str, test: str | None) -> str:

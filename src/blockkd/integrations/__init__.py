@@ -1,0 +1,1 @@
+"""Distillation in other tools' training loops; each module imports its tool."""
