@@ -273,7 +273,7 @@ def test_sequences_that_are_too_long_are_told(tmp_path: Path) -> None:
     training = trainer(tmp_path, pair())
     training.train_dataset = [
         {**row, **{name: row[name] * 30 for name in row if name != "label"}} for row in encoded(8)
-    ]  # type: ignore[assignment]
+    ]
     with pytest.raises(ValueError, match=r"sequences of \d+ tokens are longer than the 64 positions"):
         training.train()
 
