@@ -245,7 +245,9 @@ def squared_error(learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -
 class LogitDistance(ABC):
     """A logit distance ``d_L``: how far the learner's logits are from the target's.
 
-    Gradient flows into both arguments. The caller detaches the target, unless it is meant to learn as well.
+    Gradient flows into both arguments. The caller detaches the target, unless it is meant to learn as well. One that
+    compares samples with each other takes ``blockkd.ranks.gathered`` rows, so that processes training together compare
+    all of theirs.
     """
 
     @abstractmethod

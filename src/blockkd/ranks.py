@@ -1,9 +1,9 @@
 """Several processes that train together (ranks): what of a step must be seen by all of them at once.
 
 A Distiller that trains in R processes, each on its rows of the batch, is to learn what it learns in one process from
-the whole batch. Whoever trains averages the gradients of the ranks, as DistributedDataParallel does; so the objective is
-``1/R · Σ_r L_r``, L_r the loss of rank r. All here is the exact derivative of ``Σ_r L_r``: then a loss that is a mean
-over samples needs nothing, one that compares samples with each other is computed by every rank on all rows
+the whole batch. Whoever trains averages the gradients of the ranks, as DistributedDataParallel does; so the objective
+is ``1/R · Σ_r L_r``, L_r the loss of rank r. All here is the exact derivative of ``Σ_r L_r``: then a loss that is a
+mean over samples needs nothing, one that compares samples with each other is computed by every rank on all rows
 (``gathered``), and batch norm normalises by the mean and variance of all.
 
 Ranks take turns in the order of the samples: row j of rank r is row ``j·R + r`` of the one process's batch, as
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _together = False  # whether this is inside of across_ranks: only there all ranks are sure to be
+_alone = False  # whether this is inside of alone
 
 
 @contextmanager
@@ -33,8 +34,8 @@ def across_ranks(wanted: bool = True) -> Iterator[None]:
     Args:
         wanted: False makes it a context without other ranks, whatever it lies in.
     """
-    global _together  # noqa: PLW0603
-    before, _together = _together, wanted and world_size() > 1
+    global _together
+    before, _together = _together, wanted and not _alone and world_size() > 1
     try:
         if _together and not before:
             with _BatchNormOfAll():
@@ -43,6 +44,18 @@ def across_ranks(wanted: bool = True) -> Iterator[None]:
             yield
     finally:
         _together = before
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which a step is that of a single process, although there are others: to measure what it costs."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        with across_ranks(False):
+            yield
+    finally:
+        _alone = before
 
 
 def world_size() -> int:

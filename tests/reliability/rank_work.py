@@ -1,23 +1,37 @@
 """What the processes of test_ranks do: every method, in several processes and in one."""
 
+import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 
 from blockkd import BlockKD, baselines
 from blockkd.baselines.multilevel import MultiLevel
+from blockkd.costs import step_flops
+from blockkd.data.augmentation import PadCropFlip
+from blockkd.data.images import EpochSampler, ImageData, LabelledImages, Parts, finite_views
+from blockkd.data.pixels import PixelImages, RawImages
 from blockkd.distiller import Distiller
+from blockkd.divergence import DivergedError
 from blockkd.objectives import DIST, DKD, KL, LogitDistance, SquaredError
+from blockkd.ranks import across_ranks, gathered
+from blockkd.recording import record_teacher
+from blockkd.training import DistillationModule
 from tests.networks import IMAGE, Plain
 
 Make = Callable[[nn.Module, nn.Module, Tensor], Distiller]
 
 BATCH, STEPS, SAMPLES, CLASSES = 8, 3, 24, 5
+IMAGES = 48  # to train on under Lightning
 DISTANCES: dict[str, LogitDistance] = {
     "KL": KL(),
     "KL standardized": KL(standardized=True),
@@ -51,7 +65,7 @@ METHODS: dict[str, Make] = {
         f"FeatureAlignment, {way}": method(baselines.FeatureAlignment, way=way)
         for way in ("two_projections", "one_mapping", "consolidated", "implicit")
     },
-    "CRD, memory": method(baselines.CRD, n_samples=SAMPLES, negatives=6, dim=7),
+    "CRD, memory": method(baselines.CRD, n_samples=IMAGES, negatives=6, dim=7),
     "CRD, queue": method(baselines.CRD, queue_size=11, negatives=6, dim=7),
     "CRD, queue shorter than a batch": method(baselines.CRD, queue_size=5, negatives=6, dim=7),
     "FCFD": method(baselines.FCFD),
@@ -133,9 +147,62 @@ def join(rank: int, ranks: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store_{ranks}", rank=rank, world_size=ranks)
 
 
+def batch_norm_apart(rank: int, ranks: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Batch norm over all ranks' rows minus that of all rows: values, gradients, running statistics."""
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(3 * ranks, 4, 5, generator=generator).mul(3).add(100).to(dtype)
+    asked = torch.randn(3 * ranks, 4, 5, generator=generator).to(dtype)  # so the losses of ranks are different ones
+    results = []
+    for x, gradient, across in ((rows, asked, False), (rows[rank::ranks], asked[rank::ranks], True)):
+        norm, x = nn.BatchNorm1d(4, momentum=0.3).to(dtype), x.clone().requires_grad_()
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))
+        with across_ranks(across):
+            y = norm(x)
+        y.backward(gradient)
+        assert x.grad is not None
+        assert norm.weight.grad is not None
+        assert norm.bias.grad is not None
+        found = {"y": y.detach(), "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
+        results.append(found | {name: buffer for name, buffer in norm.named_buffers() if "running" in name})
+    whole, own = results
+    for name in ("weight", "bias"):
+        dist.all_reduce(own[name])
+    rows_of = {"y", "x"}
+    return {n: own[n] - (value[rank::ranks] if n in rows_of else value) for n, value in whole.items()}
+
+
+def gathered_apart(rank: int, ranks: int) -> dict[str, Tensor]:
+    """``gathered`` minus the rows in the one process's order; its gradient minus that of the sum of all losses."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(2 * ranks, 3, generator=generator).double()
+    weights = torch.randn(ranks, 2 * ranks, 3, generator=generator).double()  # every rank has a loss of its own
+    own = rows[rank::ranks].clone().requires_grad_()
+    with across_ranks():
+        of_all = gathered(own)
+    (of_all.square() * weights[rank]).sum().backward()
+    assert own.grad is not None
+    return {"rows": of_all.detach() - rows, "gradient": own.grad - (2 * rows * weights.sum(0))[rank::ranks]}
+
+
+def one_rank_by_itself(rank: int) -> None:
+    """The first rank evaluates, computes a loss and counts what a step costs; nobody else takes part."""
+    if rank == 0:
+        distiller = built(METHODS["KD, DIST"], seed=3)
+        images, labels, _ = batches()[0]
+        with torch.no_grad():
+            distiller.eval()(images, labels)
+        DIST()(distiller.student(images), distiller.teacher_logits(images), labels)
+        step_flops(distiller, images, labels)
+
+
 def every_method(rank: int, ranks: int, folder: Path) -> None:
-    """Train every method as one of several processes; the first writes how far the result is from one process's."""
+    """Train every method as one of several processes; writes how far all is from what one process gives."""
     join(rank, ranks, folder)
+    one_rank_by_itself(rank)
+    laws = {f"batch norm: {name}": value for name, value in batch_norm_apart(rank, ranks).items()}
+    laws |= {f"gathered: {name}": value for name, value in gathered_apart(rank, ranks).items()}
+    torch.save({name: float(value.abs().max()) for name, value in laws.items()}, folder / f"laws_{ranks}_{rank}.pt")
     expected = torch.load(folder / "one_process.pt", weights_only=True)
     apart = {}
     for name, make in METHODS.items():
@@ -147,3 +214,120 @@ def every_method(rank: int, ranks: int, folder: Path) -> None:
         apart[name] = deviation(found, expected[name])
     torch.save(apart, folder / f"apart_{ranks}_{rank}.pt")
     dist.destroy_process_group()
+
+
+class Noise(ImageData):
+    """Random bytes, padded, cropped and flipped; 31 images to evaluate, which no number of ranks shares evenly.
+
+    Args:
+        batch_size: of each process.
+        bad: a training image that is no number.
+    """
+
+    num_classes = CLASSES
+
+    def __init__(self, batch_size: int, bad: int | None = None) -> None:
+        super().__init__(batch_size, eval_batch_size=5)
+        self.bad = bad
+
+    def load(self) -> Parts:
+        generator = torch.Generator().manual_seed(5)
+
+        def part(size: int) -> PixelImages:
+            pixels = torch.randint(256, (size, *IMAGE), generator=generator, dtype=torch.uint8)
+            labels = torch.randint(CLASSES, (size,), generator=generator)
+            return PixelImages(pixels, labels, (0.5,) * 3, (0.3,) * 3)
+
+        return Parts(part(IMAGES), part(31), part(16))
+
+    def training_images(self, sampler: EpochSampler) -> Dataset[tuple[Tensor, Tensor]]:
+        train = self.parts.train
+        assert isinstance(train, RawImages)
+        if self.bad is None:
+            return PadCropFlip(train, sampler)
+        images = torch.stack([train[i][0] for i in range(len(train))])
+        images[self.bad] = torch.nan
+        return LabelledImages(images, train.labels)
+
+
+def under_lightning(
+    make: Make, folder: Path, ranks: int = 1, record: str | None = None, bad: int | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """Two epochs with the global batch 16, by the project's own module and data: weights, and what was logged."""
+    data = Noise(16 // ranks, bad)
+    data.order_seed, data.numbers_views = 3, record is not None
+    distiller = built(make, seed=3)
+    recorded = None
+    if record is not None:
+        views = finite_views(data.training_images(EpochSampler(len(data.parts.train), 0)))
+        assert distiller.teacher is not None
+        recorded = record_teacher(folder / record, distiller.teacher, views, CLASSES)
+    module = DistillationModule(distiller, partial(torch.optim.SGD, lr=0.01, momentum=0.9), recorded=recorded)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        precision="64-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **options,
+    )
+    torch.manual_seed(7)
+    trainer.fit(module, datamodule=data)
+    logged = {f"logged {name}": value for name, value in trainer.callback_metrics.items()}
+    return {name: value.clone() for name, value in distiller.state_dict().items()} | logged
+
+
+# Methods that take part in other ways: labels and logits, a memory by index, parameters that a step leaves unused.
+LIGHTNING = ("KD, DIST", "BlockKD, L_cross", "CRD, memory", "FCFD")
+
+
+def with_lightning(folder: Path, ranks: int = 1) -> dict[str, dict[str, Tensor]]:
+    """What those methods give, and Block-KD with a recorded teacher."""
+    results = {name: under_lightning(METHODS[name], folder, ranks) for name in LIGHTNING}
+    results["recorded"] = under_lightning(METHODS["BlockKD, last stone"], folder, ranks, record=f"table_{ranks}")
+    return results
+
+
+def as_lightning_rank(rank: int, ranks: int, folder: Path, port: int) -> None:
+    """Be one of the processes that Lightning's Trainer would start."""
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    expected = torch.load(folder / "lightning_one_process.pt", weights_only=True)
+    found = with_lightning(folder, ranks)
+    apart = {}
+    for name, values in expected.items():
+        for logged in (False, True):
+            parts = (
+                {key: value for key, value in result.items() if key.startswith("logged") == logged}
+                for result in (found[name], values)
+            )
+            apart[f"{name}, logged" if logged else name] = deviation(*parts)
+    torch.save(apart, folder / f"lightning_apart_{ranks}_{rank}.pt")
+    said = []
+    try:
+        under_lightning(METHODS["KD, KL"], folder, ranks, bad=7)
+    except DivergedError as error:
+        said.append(str(error))
+    try:
+        under_lightning(METHODS["KD, KL"], folder, ranks, callbacks=[FailsInOneProcess(rank)])
+    except (RuntimeError, ValueError) as error:
+        said.append(f"{type(error).__name__}: {error}")
+    (folder / f"said_{ranks}_{rank}.json").write_text(json.dumps(said))
+
+
+class FailsInOneProcess(Callback):
+    """An error that the others know nothing of."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        del trainer, pl_module, batch
+        if self.rank == 1 and batch_idx == 1:
+            raise ValueError("this process alone")
