@@ -63,6 +63,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of ``world_size`` processes this is, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def ranks() -> int:
     """R, how many processes share this step; 1 outside of ``across_ranks``."""
     return world_size() if _together else 1
@@ -85,7 +90,7 @@ def gathered(rows: Tensor) -> Tensor:
 
 def own_rows(rows: Tensor) -> Tensor:
     """Of the rows of the one process's batch ``(B, ...)`` those of this rank, ``(B / R, ...)``."""
-    return rows if ranks() == 1 else rows[dist.get_rank() :: ranks()]
+    return rows if ranks() == 1 else rows[rank() :: ranks()]
 
 
 def summed(values: Tensor) -> Tensor:

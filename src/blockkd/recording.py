@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blockkd.data.images import FiniteViews
 from blockkd.devices import has_room
+from blockkd.ranks import rank, world_size
 from blockkd.runs import write_text
 
 IDENTITY, LOGITS, CLASSES, FILLED = "identity.json", "logits.f16", "classes.i32", "filled.u8"
@@ -271,6 +272,8 @@ def fill(
 ) -> Iterator[int]:
     """Run the teacher ahead, on all views that are not recorded yet; what is interrupted goes on where it was.
 
+    Processes that train together share the views: each has those whose row, modulo their number, is its rank.
+
     Args:
         recorded: the record.
         images: the images that it is of.
@@ -283,6 +286,7 @@ def fill(
     """
     table, views = recorded.table, recorded.table.shape[1]
     missing = (~table.filled()).nonzero()[:, 0]
+    missing = missing[missing % world_size() == rank()]
     for number, rows in enumerate(missing.split(batch_size) if len(missing) else ()):
         pictures, _ = images.batch(rows // views, rows % views)
         recorded.lookup(rows // views, rows % views, pictures.to(device), teacher)

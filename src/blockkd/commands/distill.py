@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from blockkd.commands.checks import check_distilling
 from blockkd.commands.errors import InvalidInputError
@@ -14,6 +13,7 @@ from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, 
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import console, is_first, together
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
 from blockkd.runs import FIGURE, Job, RunFolder
 
@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     methods = all_methods(recipe, invocation.config)
     with quiet(), cpu_threads(recipe.threads):
         jobs = train(recipe, methods, invocation)
+    if not is_first():
+        return 0
     report(invocation.folder, jobs, len(recipe.data.parts.test))
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
@@ -59,13 +61,13 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
     loaded = check_distilling(recipe, methods)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
-    with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
+    with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
         place = Workplace(folder, progress, Deadline())
         teacher = run_teacher(recipe, loaded, place)
         assert teacher is not None, "there is no deadline"
         for job in students:
             run_student(job, methods[job.method], recipe, teacher, place)
-    if folder.result(students[0]):
+    if is_first() and folder.result(students[0]):
         publish(students[0], folder)
     return [Job(TEACHER_NAME, int(recipe.seed)), *students]
 

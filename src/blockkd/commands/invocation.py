@@ -12,7 +12,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
-from blockkd.commands.recipe import TeachRecipe
+from blockkd.commands.recipe import TeachRecipe, TrainerOptions
+from blockkd.commands.together import follows
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
@@ -40,6 +41,7 @@ class Invocation:
         folder: of the run; not made yet, unless ``resumed``.
         overwrite: whether a run that is in the folder may be deleted.
         resumed: whether the folder's own run goes on.
+        follows: whether another process, which has started this one or was started with it, looks after the folder.
     """
 
     parser: ArgumentParser
@@ -47,6 +49,7 @@ class Invocation:
     folder: RunFolder
     overwrite: bool = False
     resumed: bool = False
+    follows: bool = False
 
     def recipe(self, kind: type[R], data: ImageData | None = None) -> R:
         """The recipe with its data built, and factories for the rest; named networks get the data's classes.
@@ -76,6 +79,8 @@ class Invocation:
     def start(self) -> None:
         """Make the folder, or go on in the one that is there; from here on the run is on disk."""
         text = recipe_text(self.parser, self.config, leave_out=FOLDER_OPTIONS)
+        if self.follows:
+            return
         with user_input():
             if self.resumed:
                 write_text(self.folder.path / RECIPE, text)
@@ -116,9 +121,11 @@ def read_invocation(parser: ArgumentParser, argv: Sequence[str], default_recipe:
     config = parse(parser, [*(f"--config={name}" for name in recipes), *rest])
     make_paths_absolute(config)
     folder = RunFolder(options.output or Path("runs") / _run_name(recipes[-1]))
-    with user_input():
-        folder.check_free(options.overwrite)
-    return Invocation(parser, config, folder, overwrite=options.overwrite)
+    another_looks = _follows(config)
+    if not another_looks:
+        with user_input():
+            folder.check_free(options.overwrite)
+    return Invocation(parser, config, folder, overwrite=options.overwrite, follows=another_looks)
 
 
 def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> Invocation:
@@ -134,7 +141,11 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
     check_unchanged(parser, stored, config)
-    return Invocation(parser, config, folder, resumed=True)
+    return Invocation(parser, config, folder, resumed=True, follows=_follows(config))
+
+
+def _follows(config: Namespace) -> bool:
+    return follows(TrainerOptions(**config["trainer"].as_dict()))
 
 
 def check_unchanged(parser: ArgumentParser, stored: Namespace, config: Namespace) -> None:

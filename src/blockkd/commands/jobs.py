@@ -2,7 +2,8 @@
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import agreed, is_first
 from blockkd.data.images import EpochSampler, FiniteViews, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
@@ -53,6 +55,12 @@ class Workplace:
     progress: Progress
     deadline: Deadline
 
+    @contextmanager
+    def claim(self, job: Job, wait: bool = False) -> Iterator[bool]:
+        """Claim a job; of processes that train together the first does it for all."""
+        with self.folder.claim(job, wait) if is_first() else nullcontext(False) as ours:
+            yield agreed(ours)
+
 
 def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.Module | None:
     """Train the teacher, unless it has weights or this run has trained it before; warn when it is near chance.
@@ -67,8 +75,8 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     """
     # Plain ints: jsonargparse's own kinds of int have no place in a checkpoint, which is read as plain data.
     job, folder = Job(TEACHER_NAME, int(recipe.seed)), place.folder
-    with folder.claim(job, wait=True):  # other processes need it too
-        done = folder.result(job)
+    with place.claim(job, wait=True):  # other processes need it too
+        done = agreed(folder.result(job))
         if done is not None:
             with user_input("cannot go on with the run's teacher"):
                 teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
@@ -81,20 +89,21 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
             done = _run(job, module, recipe, 0 if trained else int(recipe.teacher.epochs), place)
             if done is None:
                 return None
-            save_student(module, folder.path / TEACHER)
-            _finish(job, done, place)
+            if is_first():
+                save_student(module, folder.path / TEACHER)
+                _finish(job, done, place)
     part = recipe.data.watched
     images = len(recipe.data.parts.val if part == "val" else recipe.data.parts.test)
     warning = chance_warning(float(done[f"{part}_accuracy"]), recipe.data.num_classes, images, part)
-    if warning:
+    if warning and is_first():
         warnings.warn(warning, stacklevel=2)
     return teacher
 
 
 def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, place: Workplace) -> bool:
     """Train one student, unless this run has done so before or another process is at it; whether time is left."""
-    with place.folder.claim(job) as ours:
-        if not ours or place.folder.result(job) is not None:
+    with place.claim(job) as ours:
+        if not ours or agreed(place.folder.result(job)) is not None:
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
         student = build_network(recipe.student, "student")
@@ -107,9 +116,10 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
         result = _run(job, module, recipe, int(recipe.epochs), place)
         if result is None:
             return False
-        save_student(module, place.folder.job_folder(job) / STUDENT)
-        _finish(job, result, place)
-    return place.deadline.allows()
+        if is_first():
+            save_student(module, place.folder.job_folder(job) / STUDENT)
+            _finish(job, result, place)
+    return agreed(place.deadline.allows())
 
 
 def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) -> list[Job]:
