@@ -22,6 +22,7 @@ from blockkd.data.images import EpochSampler, ImageData, LabelledImages, Parts, 
 from blockkd.data.pixels import PixelImages, RawImages
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
+from blockkd.features import Feature
 from blockkd.objectives import DIST, DKD, KL, LogitDistance, SquaredError
 from blockkd.ranks import across_ranks, gathered
 from blockkd.recording import record_teacher
@@ -74,6 +75,79 @@ METHODS: dict[str, Make] = {
         for name in ("AT", "CATKD", "FitNet", "NST", "OFD", "PKT", "RKD", "ReviewKD", "SP", "SimKD", "VID")
     },
 }
+
+
+class Bare(nn.Module):
+    """Three stages without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (3, 3, 4, 5)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(sizes[i], sizes[i + 1], 3, 1 if i == 0 else 2, 1), nn.ReLU()) for i in range(3)
+        )
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def without_batch_norm(kind: type[Distiller], **options: Any) -> Make:
+    """The method with a student that has no batch norm."""
+
+    def make(teacher: nn.Module, student: nn.Module, example: Tensor) -> Distiller:
+        del student
+        return method(kind, **options)(teacher, Bare().double(), example)
+
+    return make
+
+
+def bare_connector(student: Feature, teacher: Feature) -> nn.Module:
+    return nn.Conv2d(student.channels, teacher.channels, 1)
+
+
+# Means over samples of a student and connectors without batch norm.
+ACCUMULATING: dict[str, Make] = {
+    "CrossEntropy": without_batch_norm(baselines.CrossEntropy),
+    "DecoupledKD": without_batch_norm(baselines.DecoupledKD),
+    **{
+        f"KD, {name}": without_batch_norm(baselines.KD, distance=distance)
+        for name, distance in DISTANCES.items()
+        if not name.startswith(("DIST", "multi-level"))
+    },
+    "BlockKD": without_batch_norm(BlockKD, gamma=0.5, make_connector=bare_connector),
+    "FitNet": without_batch_norm(baselines.FitNet, make_connector=bare_connector),
+    **{
+        f"FeatureAlignment, {way}": without_batch_norm(
+            baselines.FeatureAlignment, way=way, make_connector=bare_connector
+        )
+        for way in ("two_projections", "one_mapping", "consolidated", "implicit")
+    },
+    **{name: without_batch_norm(getattr(baselines, name)) for name in ("AT", "CATKD", "NST", "VID")},
+}
+# Losses that compare samples with each other, or hang on what was seen before.
+NOT_ACCUMULATING: dict[str, Make] = {
+    **{name: without_batch_norm(baselines.KD, distance=DISTANCES[name]) for name in ("DIST", "multi-level")},
+    **{name: without_batch_norm(getattr(baselines, name)) for name in ("SP", "PKT", "RKD")},
+    "CRD": without_batch_norm(baselines.CRD, n_samples=IMAGES, negatives=6, dim=7),
+}
+
+
+def accumulation_apart(make: Make) -> float:
+    """The gradient of two halves of a batch, averaged, against that of the whole."""
+    images, labels, indices = batches()[0]
+    results = []
+    for parts in (1, 2):
+        distiller = built(make, seed=3)
+        torch.manual_seed(7)
+        for rows in torch.arange(BATCH).chunk(parts):
+            context = {"indices": indices[rows]} if distiller.needs_indices else {}
+            (distiller(images[rows], labels[rows], **context).total / parts).backward()
+        results.append({n: p.grad.clone() for n, p in distiller.named_parameters() if p.grad is not None})
+    return deviation(results[1], results[0])
 
 
 def networks() -> tuple[Plain, Plain]:
@@ -251,10 +325,16 @@ class Noise(ImageData):
 
 
 def under_lightning(
-    make: Make, folder: Path, ranks: int = 1, record: str | None = None, bad: int | None = None, **options: Any
+    make: Make,
+    folder: Path,
+    ranks: int = 1,
+    batch: int = 16,
+    record: str | None = None,
+    bad: int | None = None,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    """Two epochs with the global batch 16, by the project's own module and data: weights, and what was logged."""
-    data = Noise(16 // ranks, bad)
+    """Two epochs by the project's own module and data, ``batch`` images in all ranks: weights, and what was logged."""
+    data = Noise(batch // ranks, bad)
     data.order_seed, data.numbers_views = 3, record is not None
     distiller = built(make, seed=3)
     recorded = None
@@ -288,8 +368,11 @@ LIGHTNING = ("KD, DIST", "BlockKD, L_cross", "CRD, memory", "FCFD")
 
 
 def with_lightning(folder: Path, ranks: int = 1) -> dict[str, dict[str, Tensor]]:
-    """What those methods give, and Block-KD with a recorded teacher."""
+    """What those methods give, KD with accumulated gradients, and Block-KD with a recorded teacher."""
     results = {name: under_lightning(METHODS[name], folder, ranks) for name in LIGHTNING}
+    # Two batches of half the size for each step of several processes.
+    accumulated: dict[str, Any] = {"batch": 8, "accumulate_grad_batches": 2} if ranks > 1 else {}
+    results["accumulated"] = under_lightning(without_batch_norm(baselines.KD), folder, ranks, **accumulated)
     results["recorded"] = under_lightning(METHODS["BlockKD, last stone"], folder, ranks, record=f"table_{ranks}")
     return results
 
@@ -338,3 +421,12 @@ class Small(Plain):
 
     def __init__(self) -> None:
         super().__init__((4, 8, 8), classes=10, channels=1)
+
+
+class FailsInTheSecond(Small):
+    """What one process alone cannot do, while the other waits for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 16 and os.environ.get("LOCAL_RANK") == "1":
+            raise MemoryError("this process alone")
+        return super().forward(x)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import make_trainer
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -20,6 +19,7 @@ from blockkd.commands.recipe import (
     SchedulerFactory,
     TeachRecipe,
 )
+from blockkd.commands.together import check_strategy
 from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
@@ -75,7 +75,7 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
     with user_input("cannot use the data"):
         example = recipe.data.example()
     with user_input("cannot use the trainer's options"):
-        make_trainer(recipe.trainer)
+        check_strategy(recipe.trainer)
     teacher = build_network(recipe.teacher.network, "teacher")
     if recipe.teacher.weights is not None:
         with user_input("cannot use the teacher's weights"):

@@ -49,23 +49,26 @@ def agreed(value: T) -> T:
     return told[0]
 
 
+def check_strategy(options: TrainerOptions) -> None:
+    """Raise InvalidInputError when a strategy starts its processes in the middle of the training."""
+    launcher = make_trainer(options).strategy.launcher
+    if launcher is not None and not isinstance(launcher, _SubprocessScriptLauncher):
+        raise InvalidInputError(
+            f"trainer.strategy is {options.strategy!r}, whose processes come and go within the training: "
+            "take auto, ddp or fsdp"
+        )
+
+
 @contextmanager
 def together(options: TrainerOptions) -> Iterator[None]:
     """Start the processes that are asked for, if they are several; inside, all of them are there.
 
     Raises:
-        InvalidInputError: a strategy that starts its processes in the middle of the training.
         SystemExit: another process has ended, of which it has told why; or this one has, and it is not the first.
     """
-    trainer = make_trainer(options)
-    launcher = trainer.strategy.launcher
-    if trainer.world_size > 1 or launcher is not None:
-        if not isinstance(launcher, _SubprocessScriptLauncher):
-            raise InvalidInputError(
-                f"trainer.strategy is {options.strategy!r}, whose processes come and go within the training: "
-                "take auto, ddp or fsdp"
-            )
-        launcher.launch(trainer.strategy.setup_environment)
+    strategy = make_trainer(options).strategy
+    if strategy.launcher is not None:
+        strategy.launcher.launch(strategy.setup_environment)
     if not is_first():
         warnings.simplefilter("ignore")  # the first says the same
     try:
