@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockkd.distiller import Distiller
+from blockkd.ranks import alone
 
 
 def parameters(network: nn.Module) -> int:
@@ -115,7 +116,7 @@ class _Holder:
 @contextmanager
 def _copy_that_trains(distiller: Distiller) -> Iterator[Distiller]:
     """A copy to take a step with. Only a copy leaves alone what a method notes outside of buffers, as FCFD's draws."""
-    with isolate_rng(), torch.enable_grad():
+    with isolate_rng(), torch.enable_grad(), alone():
         yield copy.deepcopy(distiller).train()
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from blockkd.calling import logits_of
+from blockkd.ranks import across_ranks, world_size
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class Distiller(nn.Module, ABC):
         needs_indices: whether ``forward`` wants to know which training samples it is given, as ``indices=`` of shape
             ``(B,)``.
         compiles: whether a step can be compiled as one graph.
+        leaves_unused: whether a step may leave out some of the parameters, which DistributedDataParallel must be told
+            (``find_unused_parameters``).
         takes_recorded: whether of the teacher's own forward pass ``forward`` needs the logits and nothing else, so that
             they may be given to it as ``recorded=`` of shape ``(B, K)``.
     """
 
     reads_batch_norm: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
+    leaves_unused: ClassVar[bool] = False
     needs_indices: bool = False
     takes_recorded: bool = False
 
@@ -70,6 +74,13 @@ class Distiller(nn.Module, ABC):
         self.student = student.train()  # as a new module is; it may come from an evaluation
         self._teacher = (teacher,)  # in a tuple, which nn.Module does not register
         self.epoch = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Losses:
+        """``forward``, in training across all processes that train together; see ``blockkd.ranks``."""
+        if world_size() == 1:
+            return super().__call__(*args, **kwargs)
+        with across_ranks(self.training):
+            return super().__call__(*args, **kwargs)
 
     @property
     def teacher(self) -> nn.Module | None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_map
 
 from blockkd.distiller import Distiller
+from blockkd.ranks import world_size
 
 LAG = 2  # steps by which the host is behind a GPU when it looks: enough that the GPU always has work
 
@@ -199,6 +200,20 @@ def diagnose(distiller: Distiller, step: Step) -> Diagnosis:
         weights=tuple(name for name, tensor in held if not _finite(tensor)),
         inputs=all(_finite(tensor) for tensor in _tensors(step.inputs)),
     )
+
+
+def first_diagnosis(own: Diagnosis) -> str:
+    """What is to be said of a step: in several processes, by the first whose batch is bad, or else whose losses are.
+
+    Args:
+        own: this process's; all of them call this.
+    """
+    told: list[tuple[bool, str]] = [(own.inputs, str(own))] * world_size()
+    if len(told) == 1:
+        return str(own)
+    distributed.all_gather_object(told, told[0])
+    bad = sorted((inputs, rank, said) for rank, (inputs, said) in enumerate(told) if said)
+    return f"in process {bad[0][1]}, {bad[0][2]}" if bad else ""
 
 
 def _named_modules(distiller: Distiller) -> Iterator[tuple[str, nn.Module]]:

@@ -1,7 +1,8 @@
 """The objectives: pure functions from tensors to a scalar, and the logit distances ``d_L`` built from them.
 
 A function does the arithmetic and names its equation and source. A class of the same content only holds the
-parameters, so that a recipe can name it::
+parameters, so that a recipe can name it, and, where several processes train together, brings the rows of all of them
+to what compares samples with each other::
 
     distance:
       class_path: blockkd.objectives.KL
@@ -22,6 +23,8 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
+
+from blockkd.ranks import gathered
 
 CONSTANT_ROW = 1e-7  # standard deviation up to which a row of logits counts as constant
 CONSTANT_NORM = 1e-16  # product of two norms up to which one of the two counts as constant
@@ -267,7 +270,9 @@ def squared_error(learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -
 class LogitDistance(ABC):
     """A logit distance ``d_L``: how far the learner's logits are from the target's.
 
-    Gradient flows into both arguments. The caller detaches the target, unless it is meant to learn as well.
+    Gradient flows into both arguments. The caller detaches the target, unless it is meant to learn as well. One that
+    compares samples with each other takes ``blockkd.ranks.gathered`` rows, so that processes training together compare
+    all of theirs.
     """
 
     @abstractmethod
@@ -380,7 +385,7 @@ class DIST(LogitDistance):
         _check_classes(self, labels)
         if self.standardized:
             learner, target = standardize(learner), standardize(target)
-        return dist(learner, target, self.beta, self.gamma, self.temperature)
+        return dist(gathered(learner), gathered(target), self.beta, self.gamma, self.temperature)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blockkd.data.images import FiniteViews
 from blockkd.devices import has_room
+from blockkd.ranks import rank, world_size
 from blockkd.runs import write_text
 
 IDENTITY, LOGITS, CLASSES, FILLED = "identity.json", "logits.f16", "classes.i32", "filled.u8"
@@ -268,8 +269,11 @@ def fill(
     teacher: Callable[[Tensor], Float[Tensor, "B K"]],
     device: torch.device,
     batch_size: int = 512,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[int]:
     """Run the teacher ahead, on all views that are not recorded yet; what is interrupted goes on where it was.
+
+    Processes that train together share the views: each has those whose row, modulo their number, is its rank.
 
     Args:
         recorded: the record.
@@ -277,12 +281,14 @@ def fill(
         teacher: images → logits, on the device.
         device: where to run it.
         batch_size: images at a time.
+        share: which of how many parts of the missing views is run here, where several processes share the work.
 
     Yields:
         How many rows are still missing.
     """
     table, views = recorded.table, recorded.table.shape[1]
-    missing = (~table.filled()).nonzero()[:, 0]
+    missing = (~table.filled()).nonzero()[:, 0][share[0] :: share[1]]
+    missing = missing[missing % world_size() == rank()]
     for number, rows in enumerate(missing.split(batch_size) if len(missing) else ()):
         pictures, _ = images.batch(rows // views, rows % views)
         recorded.lookup(rows // views, rows % views, pictures.to(device), teacher)

@@ -1,5 +1,6 @@
 """A Distiller under Lightning, which brings loop, devices, precision, checkpoints and loggers."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -7,8 +8,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Real
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torchmetrics.classification import MulticlassAccuracy
@@ -16,9 +19,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from blockkd.calling import logits_of
 from blockkd.devices import Compile, best_compile, compiled, fused, is_gated
 from blockkd.distiller import Distiller, Losses
-from blockkd.divergence import DivergedError, FiniteWatch, Step, diagnose, randomness
+from blockkd.divergence import DivergedError, FiniteWatch, Step, diagnose, first_diagnosis, randomness
 from blockkd.metering import EpochMeans
 from blockkd.objectives import task_loss
+from blockkd.ranks import across_ranks, of_first_rank
 from blockkd.recording import RecordedTeacher
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
@@ -71,7 +75,7 @@ class DistillationModule(LightningModule):
         self.distiller = distiller
         self.watched, self.channels_last, self.recorded = watched, channels_last, recorded
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.train_means = EpochMeans()
+        self.train_means, self.val_means = EpochMeans(), EpochMeans()
         # Without its checks, which wait for the device; the losses check logits and labels.
         self.val_accuracy = MulticlassAccuracy(average="micro", validate_args=False)
         self.test_accuracy = MulticlassAccuracy(average="micro", validate_args=False)
@@ -84,6 +88,19 @@ class DistillationModule(LightningModule):
         """The student's logits ``(B, K)``."""
         return logits_of(self.distiller.student, inputs)
 
+    def setup(self, stage: str) -> None:
+        """Tell Lightning's DDP what it must know, where nobody has told it otherwise."""
+        strategy = self.trainer.strategy
+        if stage == "fit" and isinstance(strategy, DDPStrategy):
+            options = strategy._ddp_kwargs  # there is no public way to them once the Trainer is made
+            options.setdefault("find_unused_parameters", self.distiller.leaves_unused)
+            # Batch norm and memories are equal on all ranks by themselves. Sent before each forward pass, buffers would
+            # also let ranks wait forever that have fewer batches to evaluate than others.
+            known = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            if not {"forward_sync_buffers", "broadcast_buffers"} & options.keys():
+                options[name] = False
+
     def on_fit_start(self) -> None:
         """Put the student into training mode (Lightning leaves it as it came) and look at the method's schedule."""
         self.distiller.train()
@@ -93,8 +110,11 @@ class DistillationModule(LightningModule):
             self.distiller.check_schedule(self.trainer.max_epochs)
 
     def on_train_start(self) -> None:
-        """Compile, and begin to watch over what is computed, where it is computed."""
+        """Compile, and begin to watch over what is computed; all processes begin with the same buffers."""
         self._compute = self._compiled()  # not before: to count the steps is to load the data, from a resumed epoch on
+        with torch.no_grad(), across_ranks():
+            for buffer in self.distiller.buffers():
+                buffer.copy_(of_first_rank(buffer))
         optimizer = self._optimizer
         gated = optimizer is not None and is_gated(optimizer) and self._scaler is None
         self._watch = FiniteWatch(self.device, gated)
@@ -127,7 +147,7 @@ class DistillationModule(LightningModule):
         self.train_means.add(("train/loss", *(f"train/{name}" for name in terms)), row, len(targets))
         self.measure("train", losses.logits, targets)
         if self.trainer.is_last_batch:
-            self._log_means()
+            self._log_means(self.train_means)
         total: Tensor = losses.total
         return total
 
@@ -149,7 +169,7 @@ class DistillationModule(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Put on disk what was recorded; Lightning writes the epoch's checkpoint after that."""
         self._stop_at(self._watch.drain())
-        self._log_means()  # where the epoch was cut short
+        self._log_means(self.train_means)  # where the epoch was cut short
         if self.recorded is not None:
             self.recorded.flush()
 
@@ -158,9 +178,13 @@ class DistillationModule(LightningModule):
         del batch_idx
         inputs, targets = self._laid_out(batch)
         logits = self(inputs)
-        size, loss = len(targets), task_loss(logits, targets)
-        self.log(f"{self.watched}/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
+        loss = task_loss(logits, targets).float()
+        self.val_means.add((f"{self.watched}/loss",), loss[None], len(targets))
         self.measure("val", logits, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss; Lightning's own means are wrong where processes have shares of different sizes."""
+        self._log_means(self.val_means)
 
     def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Log the student's accuracy."""
@@ -222,21 +246,24 @@ class DistillationModule(LightningModule):
             alone = self.trainer.world_size == 1
             mode = best_compile(self.device, int(self.trainer.estimated_stepping_batches)) if alone else "off"
             return compiled(self.distiller, mode, or_not=True)
+        if chosen != "off" and self.trainer.world_size > 1:
+            warnings.warn("compile has no effect: several processes train together, uncompiled", stacklevel=2)
+            return self.distiller
         if chosen != "off" and not self.distiller.compiles:
             name = type(self.distiller).__name__
             warnings.warn(f"compile has no effect on {name}, whose step is not one graph", stacklevel=2)
         return compiled(self.distiller, chosen)
 
-    def _log_means(self) -> None:
-        means = self.train_means.means(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
-        self.train_means.clear()
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+    def _log_means(self, sums: EpochMeans) -> None:
+        means = sums.means(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
+        sums.clear()
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)  # the same on all ranks
 
     def _stop_at(self, step: Step | None) -> None:
         if step is None:
             return
-        found = diagnose(self.distiller, step)
-        said = str(found) or "it happened in another process, or taking the step again gives finite numbers"
+        found = first_diagnosis(diagnose(self.distiller, step))
+        said = found or "taking the step again gives finite numbers"
         raise DivergedError(
             f"the loss is no longer finite in epoch {step.epoch}, step {step.number}: {said}; "
             "the optimizer step was not taken; a lower learning rate is the usual mend",

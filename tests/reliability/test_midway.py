@@ -154,8 +154,14 @@ def test_a_slice_of_time_counts_all_of_a_resumed_epoch() -> None:
     assert 1000 <= state["seconds"] < 1010
     second.load_state_dict(state)
 
+    class Alone:
+        @staticmethod
+        def reduce_boolean_decision(decision: bool, all: bool = True) -> bool:
+            del all
+            return decision
+
     class Stopped:
-        should_stop = False
+        should_stop, strategy = False, Alone()
 
     trainer: Any = Stopped()
     second.on_train_epoch_end(trainer, trainer)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from blockkd.baselines.embeddings import EmbeddingDistiller
 from blockkd.baselines.numerics import products, widen
 from blockkd.distiller import Losses
+from blockkd.ranks import gathered, own_rows, ranks
 
 MOMENTUM = 0.5
 
@@ -126,22 +127,25 @@ class CRD(EmbeddingDistiller):
         indices: Int[Tensor, " B"] | None,
     ) -> dict[str, Tensor]:
         ours, theirs = _unit(self.embed_student(student)), _unit(self.embed_teacher(teacher))
-        drawn = torch.randint(self.memory.size, (len(targets), self.negatives), device=targets.device)
+        # Drawn for the whole batch by every rank, so that ranks with the same random numbers draw apart.
+        batch = len(targets) * ranks()
+        drawn = own_rows(torch.randint(self.memory.size, (batch, self.negatives), device=targets.device))
         allowed = self.memory.labels[drawn] != targets[:, None]
         if self.has_queue or indices is None:
             keys_student, keys_teacher = ours.detach(), theirs.detach()
-            rows = (self.cursor + torch.arange(len(targets), device=targets.device)) % self.memory.size
+            rows = (self.cursor + torch.arange(batch, device=targets.device)) % self.memory.size
         else:
             keys_student, keys_teacher = self.memory.student[indices], self.memory.teacher[indices]
-            allowed, rows = allowed & (drawn != indices[:, None]), indices
+            allowed, rows = allowed & (drawn != indices[:, None]), gathered(indices)
         losses = {
             "feature/student": self._direction("student", ours, keys_teacher, self.memory.teacher, drawn, allowed),
             "feature/teacher": self._direction("teacher", theirs, keys_student, self.memory.student, drawn, allowed),
         }
         if self.training:
             last = slice(-self.memory.size, None)  # a batch may be longer than the queue
-            self.memory.write(rows[last], ours[last], theirs[last], targets[last], self.momentum)
-            self.cursor = (self.cursor + len(targets)) % self.memory.size
+            students, teachers, labels = (gathered(values.detach())[last] for values in (ours, theirs, targets))
+            self.memory.write(rows[last], students, teachers, labels, self.momentum)
+            self.cursor = (self.cursor + batch) % self.memory.size
         return losses
 
     def _direction(
@@ -235,7 +239,8 @@ def _log_mean_critic(
     positive: Float[Tensor, " B"], negative: Float[Tensor, "B K"], temperature: float
 ) -> Float[Tensor, ""]:
     scores = widen(torch.cat([positive[:, None], negative], dim=1))
-    return (scores / temperature).flatten().logsumexp(dim=0) - math.log(scores.numel())
+    of_each_rank = gathered((scores / temperature).flatten().logsumexp(dim=0, keepdim=True))
+    return of_each_rank.logsumexp(dim=0) - math.log(scores.numel() * ranks())
 
 
 def _check_options(

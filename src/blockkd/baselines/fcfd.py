@@ -20,6 +20,7 @@ from blockkd.blockwise import BlockwiseDistiller
 from blockkd.distiller import Losses
 from blockkd.objectives import KL, LogitDistance
 from blockkd.randomness import derived_seed
+from blockkd.ranks import of_first_rank, ranks
 from blockkd.schedules import warmup
 from blockkd.tracing import undisturbed
 
@@ -80,6 +81,7 @@ class FCFD(BlockwiseDistiller):
 
     reads_batch_norm: ClassVar[bool] = True
     compiles: ClassVar[bool] = False  # each step draws its paths
+    leaves_unused: ClassVar[bool] = True  # the bridges of paths that are not drawn
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class FCFD(BlockwiseDistiller):
         self.paths, self.warmup_epochs = paths, warmup_epochs
         self.distance = distance if distance is not None else KL()
         # Drawn from the run's seed and the number of steps: so all ranks draw alike, and nobody else's numbers move.
-        self._seed, self._step = derived_seed(torch.initial_seed()), 0
+        self._seed, self._step, self._agreed = derived_seed(torch.initial_seed()), 0, False
 
     def forward(self, inputs: Tensor, targets: Int[Tensor, " B"], **context: Float[Tensor, "B ..."]) -> Losses:
         """One batch → the losses ``task/student``, ``distill/student``, ``distill/mixed``, ``feature/block_i``."""
@@ -131,6 +133,10 @@ class FCFD(BlockwiseDistiller):
 
     def draw_paths(self) -> list[MixedPath]:
         """Other paths at each call, all different within a call; the same again for the same seed and call."""
+        if ranks() > 1 and not self._agreed:  # on other paths the ranks would wait for each other forever
+            like = next(self.parameters())
+            self._seed, self._step = of_first_rank(torch.tensor([self._seed, self._step], device=like.device)).tolist()
+            self._agreed = True
         generator = torch.Generator().manual_seed(derived_seed(self._seed, self._step))
         self._step += 1
         order = torch.randperm(len(self.candidates), generator=generator)
@@ -143,6 +149,7 @@ class FCFD(BlockwiseDistiller):
     def set_extra_state(self, state: Int[Tensor, "2"]) -> None:
         """Go on with the draws of a checkpoint."""
         self._seed, self._step = state.tolist()
+        self._agreed = False
 
     def _run(
         self,

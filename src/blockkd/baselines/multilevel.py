@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blockkd.baselines.logits import KD
 from blockkd.baselines.numerics import products, widen
 from blockkd.objectives import LogitDistance, kl_divergence, standardize
+from blockkd.ranks import gathered
 
 
 def batch_correlation(
@@ -102,6 +103,7 @@ class MultiLevel(LogitDistance):
     ) -> Float[Tensor, ""]:
         """Logits ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` play no part."""
         del labels
+        learner, target = gathered(learner), gathered(target)
         pair = (standardize(learner), standardize(target)) if self.standardized else (learner, target)
         levels = [
             self.instance * kl_divergence(*pair, temperature)

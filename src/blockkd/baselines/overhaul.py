@@ -12,6 +12,7 @@ from blockkd.baselines.preactivation import check_maps, cut_before_relu
 from blockkd.connectors import MapConnector, shrink, to_maps
 from blockkd.examples import example_for
 from blockkd.features import Feature
+from blockkd.ranks import summed
 
 
 class OFD(StageDistiller):
@@ -138,8 +139,8 @@ class NegativeMean(nn.Module):
         """Take the feature in while training → the mean of each channel, ``(C,)``."""
         if self.training:
             negative = feature < 0
-            number = negative.sum(dim=(0, 2, 3))
-            total = widen(feature).clamp(max=0).sum(dim=(0, 2, 3))
+            number = summed(negative.sum(dim=(0, 2, 3)))
+            total = summed(widen(feature).clamp(max=0).sum(dim=(0, 2, 3)))
             self.count += number
             self.mean += ((total - number * self.mean) / self.count.clamp(min=1)).to(self.mean)
         return self.mean

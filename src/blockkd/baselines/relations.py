@@ -11,6 +11,7 @@ from blockkd.baselines.block_features import StageDistiller, Stages
 from blockkd.baselines.embeddings import EmbeddingDistiller
 from blockkd.baselines.numerics import length, products, unit, widen
 from blockkd.distiller import Losses
+from blockkd.ranks import gathered
 
 LEAST_SIMILARITY = 1e-7  # of PKT's kernel: the logarithm of 0 would follow
 
@@ -43,7 +44,7 @@ class SP(StageDistiller):
     def block_loss(self, i: int, student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
         """The similarities at block i."""
         del i
-        return similarity_loss(student, teacher)
+        return similarity_loss(gathered(student), gathered(teacher))
 
 
 def similarity_loss(student: Float[Tensor, "B ..."], teacher: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
@@ -150,7 +151,7 @@ class PKT(EmbeddingDistiller):
 
 
 def _neighbour_losses(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> dict[str, Float[Tensor, ""]]:
-    return {"feature/neighbours": neighbourhood_loss(student, teacher)}
+    return {"feature/neighbours": neighbourhood_loss(gathered(student), gathered(teacher))}
 
 
 def neighbourhood_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
@@ -226,6 +227,7 @@ class RKD(EmbeddingDistiller):
     def _relations_apart(
         self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B E"]
     ) -> dict[str, Float[Tensor, ""]]:
+        student, teacher = gathered(student), gathered(teacher)
         losses = {}
         if self.distance_weight:
             losses["feature/distances"] = self.distance_weight * distance_loss(student, teacher)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import make_trainer
 from blockkd.commands.preflight import Trial, trial
 from blockkd.commands.recipe import (
     DistillRecipe,
@@ -21,6 +20,7 @@ from blockkd.commands.recipe import (
     SchedulerFactory,
     TeachRecipe,
 )
+from blockkd.commands.together import check_strategy
 from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
@@ -76,7 +76,7 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
     with user_input("cannot use the data"):
         example = recipe.data.example()
     with user_input("cannot use the trainer's options"):
-        make_trainer(recipe.trainer)
+        check_strategy(recipe.trainer)
     teacher = build_network(recipe.teacher.network, "teacher")
     said = recipe.teacher.accuracy
     if said is not None and not 0 < said <= 1:

@@ -12,7 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from torch import nn
 
 from blockkd.commands.entries import (
@@ -26,13 +25,14 @@ from blockkd.commands.entries import (
     stored_entries,
 )
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, make_trainer, progress_lines, quiet
 from blockkd.commands.invocation import add_folder_options
 from blockkd.commands.jobs import Workplace, run_student, run_teacher
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.preflight import preflight
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import console, follows, is_first, together
 from blockkd.comparison import summarise
 from blockkd.comparison_figure import comparison_figure
 from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
@@ -101,6 +101,8 @@ def run(argv: Sequence[str]) -> int:
                 _train(request, command)
         except DivergedError as error:
             diverged = error
+        if not is_first():
+            return 0
         _report(request)
     if diverged is not None:
         raise diverged
@@ -148,25 +150,32 @@ def _request(argv: Sequence[str]) -> Request:
             raise InvalidInputError("no recipe is given; for example: blockkd compare digits/block_kd --seeds 3")
         entries = read_entries(parser, recipes, options)
         folder = RunFolder(given.output or Path("runs") / "compare" / _run_name(recipes))
-        with user_input():
-            folder.check_free(given.overwrite)
+        if not follows(entries[0].recipe.trainer):
+            with user_input():
+                folder.check_free(given.overwrite)
     deadline = Deadline(given.minutes)
     resumed = given.resume is not None
     return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite, given.strict)
 
 
 def _train(request: Request, command: str) -> None:
-    checked, folder = check_entries(request.entries, tried=not request.resumed), request.folder
-    if not request.resumed:
+    folder, options = request.folder, request.shared.trainer
+    if request.processes > 1 and make_trainer(options).world_size > 1:
+        raise InvalidInputError(
+            f"--processes {request.processes} share one device, but the trainer's options ask for several: give "
+            "--trainer.devices 1, or leave out --processes"
+        )
+    first = not follows(options)
+    new = first and not request.resumed
+    checked = check_entries(request.entries, tried=new)
+    if new:
         known = checked.teacher if request.shared.teacher.weights is not None else None
         preflight(request.shared, checked.trials, known, folder.path, request.strict)
-    with user_input():
-        if not request.resumed:
-            folder.create(entries_text(request.entries, command), request.overwrite)
-        store_entries(request.parser, folder, request.entries)
+    if first:
+        _prepare(request, command)
     helpers = [_helper(request) for _ in range(request.processes - 1)]
     try:
-        with progress_lines(Console(stderr=True)) as progress:
+        with together(options), progress_lines(console()) as progress:
             diverged = _work(request, checked.teacher, Workplace(folder, progress, request.deadline, request.strict))
         codes = [helper.wait() for helper in helpers]
     except (KeyboardInterrupt, OSError) as stop:
@@ -179,6 +188,15 @@ def _train(request: Request, command: str) -> None:
         raise DivergedError(f"the loss of {len(diverged)} students is not finite: {'; '.join(diverged)}")
     if any(codes):
         raise DivergedError(f"a process that trained beside this one ended with exit code {max(codes)}; see above")
+
+
+def _prepare(request: Request, command: str) -> None:
+    """Put the comparison on disk."""
+    folder = request.folder
+    with user_input():
+        if not request.resumed:
+            folder.create(entries_text(request.entries, command), request.overwrite)
+        store_entries(request.parser, folder, request.entries)
 
 
 def _work(request: Request, loaded: nn.Module, place: Workplace) -> list[str]:

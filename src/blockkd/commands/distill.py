@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from blockkd.commands.checks import check_distilling
 from blockkd.commands.errors import InvalidInputError
@@ -15,6 +14,7 @@ from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.preflight import preflight
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import console, is_first, together
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
 from blockkd.runs import FIGURE, Job, RunFolder
 
@@ -33,6 +33,8 @@ def run(argv: Sequence[str]) -> int:
     methods = all_methods(recipe, invocation.config)
     with quiet(), cpu_threads(recipe.threads):
         jobs = train(recipe, methods, invocation)
+    if not is_first():
+        return 0
     report(invocation.folder, jobs, len(recipe.data.parts.test))
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
@@ -58,19 +60,20 @@ def all_methods(recipe: DistillRecipe, config: Namespace) -> dict[str, MethodFac
 
 def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocation: Invocation) -> list[Job]:
     """Check everything, make the folder, train what is not yet trained; returns all jobs, the teacher's first."""
-    checked = check_distilling(recipe, methods, tried=not invocation.resumed)
-    if not invocation.resumed:
+    new = not invocation.resumed and not invocation.follows
+    checked = check_distilling(recipe, methods, tried=new)
+    if new:
         known = checked.teacher if recipe.teacher.weights is not None else None
         preflight(recipe, checked.trials, known, invocation.folder.path, invocation.strict)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
-    with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
+    with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
         place = Workplace(folder, progress, Deadline(), invocation.strict)
         teacher = run_teacher(recipe, checked.teacher, place)
         assert teacher is not None, "there is no deadline"
         for job in students:
             run_student(job, methods[job.method], recipe, teacher, place)
-    if folder.result(students[0]):
+    if is_first() and folder.result(students[0]):
         publish(students[0], folder)
     return [Job(TEACHER_NAME, int(recipe.seed)), *students]
 

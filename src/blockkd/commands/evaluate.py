@@ -17,6 +17,7 @@ from blockkd.commands.fitting import accuracy, cpu_threads, quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, NetworkFactory, TeachRecipe, method_name
+from blockkd.commands.together import on_one_device
 from blockkd.models import create_model
 from blockkd.models.named import Named
 from blockkd.models.weights import best_fit, compare_weights, load_weights, nearest_network, read_state_dict
@@ -187,7 +188,7 @@ def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:
     module = DistillationModule(CrossEntropy(None, subject.network), recipe.teacher.optimizer)
     return {
         "network": subject.label,
-        "accuracy": accuracy(module, recipe.data, part, recipe.trainer),
+        "accuracy": accuracy(module, recipe.data, part, on_one_device(recipe.trainer)),
         "parameters": costs.parameters(subject.network),
         "flops_per_image": costs.flops(subject.network, example),
     }

@@ -13,8 +13,9 @@ from jsonargparse import ArgumentParser, Namespace
 from blockkd.commands.composing import read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.parsing import make_paths_absolute, parse, recipe_text
-from blockkd.commands.recipe import TeachRecipe
+from blockkd.commands.recipe import TeachRecipe, TrainerOptions
 from blockkd.commands.stored import check_stored
+from blockkd.commands.together import follows
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
@@ -43,6 +44,7 @@ class Invocation:
         overwrite: whether a run that is in the folder may be deleted.
         resumed: whether the folder's own run goes on.
         strict: whether a warning before the training stops it.
+        follows: whether another process, which has started this one or was started with it, looks after the folder.
     """
 
     parser: ArgumentParser
@@ -51,6 +53,7 @@ class Invocation:
     overwrite: bool = False
     resumed: bool = False
     strict: bool = False
+    follows: bool = False
 
     def recipe(self, kind: type[R], data: ImageData | None = None) -> R:
         """The recipe with its data built, and factories for the rest; named networks get the data's classes.
@@ -81,6 +84,8 @@ class Invocation:
     def start(self) -> None:
         """Make the folder, or go on in the one that is there; from here on the run is on disk."""
         text = recipe_text(self.parser, self.config, leave_out=FOLDER_OPTIONS)
+        if self.follows:
+            return
         with user_input():
             if self.resumed:
                 write_text(self.folder.path / RECIPE, text)
@@ -127,9 +132,12 @@ def read_invocation(
     config = parse(parser, [*(f"--config={name}" for name in recipes), *rest])
     make_paths_absolute(config)
     folder = RunFolder(options.output or Path("runs") / _run_name(recipes[-1]))
-    with user_input():
-        folder.check_free(options.overwrite)
-    return Invocation(parser, config, folder, overwrite=options.overwrite, strict=getattr(options, "strict", False))
+    another_looks = _follows(config)
+    if not another_looks:
+        with user_input():
+            folder.check_free(options.overwrite)
+    strictly = getattr(options, "strict", False)
+    return Invocation(parser, config, folder, overwrite=options.overwrite, strict=strictly, follows=another_looks)
 
 
 def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence[str]) -> Invocation:
@@ -146,7 +154,11 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
     stored = parse(parser, [f"--config={folder.path / RECIPE}"])
     config = parse(parser, [f"--config={folder.path / RECIPE}", *rest])
     check_unchanged(parser, stored, config)
-    return Invocation(parser, config, folder, resumed=True)
+    return Invocation(parser, config, folder, resumed=True, follows=_follows(config))
+
+
+def _follows(config: Namespace) -> bool:
+    return follows(TrainerOptions(**config["trainer"].as_dict()))
 
 
 def check_unchanged(parser: ArgumentParser, stored: Namespace, config: Namespace) -> None:

@@ -1,7 +1,8 @@
 """The jobs of a run: train the teacher, train a student; each leaves its weights and its result in the folder."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,14 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import agreed, is_first
 from blockkd.data.images import EpochSampler, FiniteViews, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
 from blockkd.durable import remove_drafts, write_durably
 from blockkd.export import load_student, save_student
 from blockkd.folding import fold_batch_norm
+from blockkd.ranks import rank, world_size
 from blockkd.recording import RecordedTeacher, fill, record_teacher
 from blockkd.replaying import save_step
 from blockkd.report import TEACHER_NAME
@@ -58,6 +61,12 @@ class Workplace:
     deadline: Deadline
     strict: bool = False
 
+    @contextmanager
+    def claim(self, job: Job, wait: bool = False) -> Iterator[bool]:
+        """Claim a job; of processes that train together the first does it for all."""
+        with self.folder.claim(job, wait) if is_first() else nullcontext(False) as ours:
+            yield agreed(ours)
+
 
 def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.Module | None:
     """Train the teacher, unless it has weights or this run has trained it before; warn when it is near chance.
@@ -72,9 +81,8 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     """
     # Plain ints: jsonargparse's own kinds of int have no place in a checkpoint, which is read as plain data.
     job, folder = Job(TEACHER_NAME, int(recipe.seed)), place.folder
-    with folder.claim(job, wait=True):  # other processes need it too
-        remove_drafts(folder.path, TEACHER)
-        done = _done(job, place)
+    with place.claim(job, wait=True):  # other processes need it too
+        done = agreed(_done(job, place) if is_first() else None)
         if done is not None:
             with user_input("cannot go on with the run's teacher"):
                 teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
@@ -87,8 +95,9 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
             done = _run(job, module, recipe, 0 if trained else int(recipe.teacher.epochs), place)
             if done is None:
                 return None
-            save_student(module, folder.path / TEACHER)
-            _finish(job, done, place)
+            if is_first():
+                save_student(module, folder.path / TEACHER)
+                _finish(job, done, place)
     part = recipe.data.watched
     images = len(recipe.data.parts.val if part == "val" else recipe.data.parts.test)
     warning = chance_warning(float(done[f"{part}_accuracy"]), recipe.data.num_classes, images, part)
@@ -99,14 +108,15 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
     for doubt in filter(None, doubts):
         if place.strict:
             raise InvalidInputError(f"stopped by --strict: {doubt}")
-        warnings.warn(doubt, stacklevel=2)
+        if is_first():
+            warnings.warn(doubt, stacklevel=2)
     return teacher
 
 
 def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module, place: Workplace) -> bool:
     """Train one student, unless this run has done so before or another process is at it; whether time is left."""
-    with place.folder.claim(job) as ours:
-        if not ours or _done(job, place) is not None:
+    with place.claim(job) as ours:
+        if not ours or agreed(_done(job, place) if is_first() else None) is not None:
             return True
         seed_everything(job.seed, verbose=False)  # so that every method starts from the same student
         distiller = set_up(job, factory, recipe, teacher)
@@ -115,9 +125,10 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
         result = _run(job, module, recipe, int(recipe.epochs), place)
         if result is None:
             return False
-        save_student(module, place.folder.job_folder(job) / STUDENT)
-        _finish(job, result, place)
-    return place.deadline.allows()
+        if is_first():
+            save_student(module, place.folder.job_folder(job) / STUDENT)
+            _finish(job, result, place)
+    return agreed(place.deadline.allows())
 
 
 def set_up(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module) -> Distiller:
@@ -184,7 +195,7 @@ def _record_ahead(
     distiller.to(device)
     missing = int((~recorded.table.filled()).sum())
     line = place.progress.add_task("teacher's logits", total=missing, note="", visible=missing > 0)
-    for left in fill(recorded, images, distiller.teacher_logits, device):
+    for left in fill(recorded, images, distiller.teacher_logits, device, share=(rank(), world_size())):
         place.progress.update(line, completed=missing - left)
         if not place.deadline.allows():
             break
@@ -193,6 +204,8 @@ def _record_ahead(
 
 def _done(job: Job, place: Workplace) -> Row | None:
     """The result of a job that is finished; whoever finished it may have been killed just before it tidied up."""
+    if job.method == TEACHER_NAME:
+        remove_drafts(place.folder.path, TEACHER)
     result = place.folder.result(job)
     if result is not None:
         remove_checkpoints(place.folder.job_folder(job))
@@ -201,7 +214,7 @@ def _done(job: Job, place: Workplace) -> Row | None:
 
 def _kept(error: DivergedError, module: DistillationModule, job: Job, place: Workplace) -> str:
     """Keep the step for ``blockkd replay``; says so, or why not."""
-    if error.step is None:
+    if error.step is None or not is_first():
         return ""
     path = place.folder.job_folder(job) / DIVERGED
     try:

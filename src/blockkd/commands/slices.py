@@ -51,5 +51,6 @@ class StopInTime(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop unless an epoch like this one fits in."""
         del pl_module
-        if not self.deadline.allows(time.monotonic() - self._started):
+        late = not self.deadline.allows(time.monotonic() - self._started)
+        if trainer.strategy.reduce_boolean_decision(late, all=False):  # all processes stop, or none
             trainer.should_stop = True

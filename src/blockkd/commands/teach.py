@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from blockkd.commands.checks import check_teaching
 from blockkd.commands.distill import report
@@ -13,6 +12,7 @@ from blockkd.commands.jobs import Workplace, run_teacher
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.recipe import TeachRecipe
 from blockkd.commands.slices import Deadline
+from blockkd.commands.together import console, is_first, together
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import TEACHER, Job
 
@@ -30,8 +30,10 @@ def run(argv: Sequence[str]) -> int:
     with quiet(), cpu_threads(recipe.threads):
         loaded = check_teaching(recipe)
         invocation.start()
-        with invocation.resumable(), progress_lines(Console(stderr=True)) as progress:
+        with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
             run_teacher(recipe, loaded, Workplace(invocation.folder, progress, Deadline()))
+    if not is_first():
+        return 0
     report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], len(recipe.data.parts.test))
     path = invocation.folder.path
     print(f"\nThe run lies in {path}.")
