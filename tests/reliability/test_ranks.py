@@ -30,7 +30,7 @@ SINGLE = 1e-4  # a few dozen steps in float32
 # Two students and a recorded teacher, in batches of 16 of each process.
 RECIPE = SMALL | {
     "data": {"class_path": "tests.test_cli.FewDigits", "init_args": {"batch_size": 16}},
-    "teacher": {**SMALL["teacher"], "epochs": 2},
+    "teacher": {"network": {"init_args": {"depth": 8, "widths": [8, 8, 16, 32]}}, "epochs": 2},
     "student": {"class_path": "tests.reliability.rank_work.Small"},
     "method": {"class_path": "blockkd.BlockKD", "init_args": {"stones": "last"}},
     "beside": {"kd": {"class_path": "blockkd.KD"}},

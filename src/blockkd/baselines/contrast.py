@@ -143,8 +143,8 @@ class CRD(EmbeddingDistiller):
         }
         if self.training:
             last = slice(-self.memory.size, None)  # a batch may be longer than the queue
-            students, teachers, labels = (gathered(values.detach())[last] for values in (ours, theirs, targets))
-            self.memory.write(rows[last], students, teachers, labels, self.momentum)
+            ours, theirs, targets = (gathered(values.detach())[last] for values in (ours, theirs, targets))
+            self.memory.write(rows[last], ours, theirs, targets, self.momentum)
             self.cursor = (self.cursor + batch) % self.memory.size
         return losses
 

@@ -32,8 +32,7 @@ LOST = ("gloo", "nccl", "connection")  # what errors say that are about the othe
 def follows(options: TrainerOptions) -> bool:
     """Whether this process is one of several, and not the first; known before they have found each other."""
     node = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
-    own: int = getattr(rank_zero_only, "rank", 0)
-    return (own != 0 or node != 0) and make_trainer(options).world_size > 1
+    return (getattr(rank_zero_only, "rank", 0) != 0 or node != 0) and make_trainer(options).world_size > 1
 
 
 def is_first() -> bool:
