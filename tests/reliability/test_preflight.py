@@ -53,7 +53,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     save_student(Knowing((1, 2, 3, 4, 5, 6, 7, 8, 9, 0)), "shifted.safetensors")
     content = SMALL | {
         "data": {"class_path": "blockkd.data.Digits"},
-        "teacher": {**SMALL["teacher"], "network": {"class_path": "tests.test_preflight.Knowing"}},
+        "teacher": {**SMALL["teacher"], "network": {"class_path": "tests.reliability.test_preflight.Knowing"}},
         "method": {"class_path": "blockkd.KD"},
         "epochs": 1,
         "beside": {},
@@ -140,7 +140,7 @@ def test_pixels_normalised_otherwise_than_the_teacher_knows_them_are_warned_of(
 ) -> None:
     asked = Mock(return_value="the teacher knows other pixels")
     monkeypatch.setattr(module, "normalisation_warning", asked)
-    data = ["--data", "tests.test_preflight.FewPixels"]
+    data = ["--data", "tests.reliability.test_preflight.FewPixels"]
     assert distill(recipe, *data, "--teacher.weights", "right.safetensors") == 0
     assert "warning: the teacher knows other pixels" in capsys.readouterr().err
     _, images, labels, mean, std, right = asked.call_args.args
