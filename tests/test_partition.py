@@ -400,3 +400,13 @@ def test_no_cut_where_the_batch_is_another_one() -> None:
     places = [point.feature.shape for point in Survey(network, example).points]
     assert places
     assert all(len(shape) == 2 for shape in places)  # tokens (L, D), never rows (D,) of a longer batch
+
+
+def test_a_network_that_loses_examples_is_refused() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: len(x) // 2]
+
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), Half())
+    with pytest.raises(PartitionError, match=r"returns a tensor \(1, 5\) for a batch of 2, expected logits"):
+        partition(network, torch.randn(4, 4))

@@ -38,7 +38,7 @@ class Survey:
             one, two = self._traces(training=False)
         except TraceError as error:
             raise PartitionError(self._untraceable(error)) from error
-        if trouble := _output_trouble(one):
+        if trouble := _output_trouble(one, len(self.examples[0])):
             raise PartitionError(f"{self.label} {trouble}")
         self.opaque = one.opaque
         if one.checkpointed:
@@ -150,7 +150,7 @@ class Survey:
 
     def _split(self, points: Sequence[CutPoint], training: bool, opened: set[str] | None) -> list[Segment]:
         one, two = self._traces(training, opened)
-        if trouble := _output_trouble(one):
+        if trouble := _output_trouble(one, len(self.examples[0])):
             raise CutError(f"it {trouble}")
         fixed = one.fixed or two.fixed
         return [Segment(segment.graph, segment.fixed or fixed) for segment in split(self.network, one, two, points)]
@@ -306,12 +306,13 @@ def _batch_of(example: Tensor, n: int) -> Tensor:
     return example[torch.arange(n, device=example.device) % len(example)]
 
 
-def _output_trouble(recorded: Trace) -> str | None:
+def _output_trouble(recorded: Trace, batch: int) -> str | None:
     (result,) = recorded.graph.output_node().args
     fact = recorded.facts.get(result) if isinstance(result, fx.Node) else None
-    if fact is not None and fact.shape is not None and len(fact.shape) == 2:
+    shape = None if fact is None or fact.shape is None else tuple(fact.shape)
+    if shape is not None and len(shape) == 2 and shape[0] == batch:
         return None
-    got = "several values" if fact is None or fact.shape is None else f"a tensor {tuple(fact.shape)}"
+    got = "several values" if shape is None else f"a tensor {shape} for a batch of {batch}"
     return (
         f"returns {got}, expected logits (batch, classes): switch auxiliary outputs off, or wrap it in a module "
         "whose forward returns the logits alone"

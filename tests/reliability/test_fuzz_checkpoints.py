@@ -203,8 +203,11 @@ def test_fuzz_state_dict(tmp_path: Path, record_property: Record) -> None:
     count_cases(test, record_property, 500, st.lists(edit, max_size=3), wrappings)
 
 
-def test_what_does_not_fit_is_told_by_the_command(tmp_path: Path, record_property: Record) -> None:
+def test_what_does_not_fit_is_told_by_the_command(
+    tmp_path: Path, record_property: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same through ``blockkd distill``: exit code 2 and one sentence, whatever the tensors are called."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     text = st.text(max_size=20) | OTHER_NAMES
     seen = 0

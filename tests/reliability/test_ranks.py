@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +104,16 @@ def test_lightning_module_and_data_share_the_work(
     assert "the batch itself holds values that are not finite" in diverged.pop()
     assert said[1][1] == "ValueError: this process alone"
     assert all(each[1].startswith("RuntimeError") for rank, each in enumerate(said) if rank != 1)
+
+
+def test_no_process_is_left_without_an_image_to_evaluate() -> None:
+    data = rank_work.Noise(4)
+    trainer = SimpleNamespace(world_size=31, global_rank=30, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    data.trainer = trainer  # type: ignore[assignment]
+    assert len(data.val_dataloader()) == 1
+    trainer.world_size = 32
+    with pytest.raises(ValueError, match="31 images to evaluate cannot be shared by 32 processes"):
+        data.val_dataloader()
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch() -> None:

@@ -158,7 +158,10 @@ def _resumed(parser: ArgumentParser, options: argparse.Namespace, rest: Sequence
 
 
 def _follows(config: Namespace) -> bool:
-    return follows(TrainerOptions(**config["trainer"].as_dict()))
+    options = config["trainer"]
+    if not isinstance(options, Namespace):  # which the parser lets pass
+        raise InvalidInputError(f"trainer is a {type(options).__name__}, expected options by name, such as devices: 1")
+    return follows(TrainerOptions(**options.as_dict()))
 
 
 def check_unchanged(parser: ArgumentParser, stored: Namespace, config: Namespace) -> None:

@@ -346,6 +346,11 @@ class ImageData(LightningDataModule, ABC):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _in_order(self, images: LabelledImages) -> Loader:
+        if len(images) < self._ranks[0]:  # one without any would leave the others waiting for what it has measured
+            raise ValueError(
+                f"{len(images)} images to evaluate cannot be shared by {self._ranks[0]} processes, of which each needs "
+                "one: take more images, or fewer devices"
+            )
         sampler, there = ShareSampler(len(images), *self._ranks), self._resident(images)
         if there is not None:
             return ResidentLoader(there, sampler, self.eval_batch_size, self._device)
