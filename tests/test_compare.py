@@ -228,7 +228,7 @@ BAD = {
     "option first": (["--seeds", "2", "kd.yaml"], "no recipe is given"),
     "one method for all": (["kd.yaml", "ours.yaml", "--method", "KD"], "--method would make all lines"),
     "a run's own file": (["files.yaml"], "cannot be called 'metrics.csv'"),
-    "a name that is no text": (["numbers.yaml"], "cannot be called"),
+    "a name that is no text": (["numbers.yaml"], "has the key 5, which is not a name; put it in quotes"),
     "unknown": (["cifar100/resnet56-resnet20/kdd"], "did you mean"),
     "twice": (["kd.yaml", "kd.yaml"], "two lines of the comparison are called 'kd'"),
     "data": (["kd.yaml", "other.yaml"], "kd.yaml and other.yaml differ in data.init_args.batch_size"),
@@ -294,7 +294,9 @@ def test_a_damaged_result_is_named(broken: str, recipes: list[str], capsys: pyte
     assert main(["compare", recipes[1], "--output", "run"]) == 0
     Path("run/kd/seed_0/result.json").write_text(broken)
     assert main(["compare", "--resume", "run"]) == 2
-    assert "result.json is damaged; delete it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "result.json is damaged (" in said
+    assert "delete run/kd/seed_0, and the job is done again" in said
 
 
 def test_published_numbers_stand_only_beside_what_they_belong_to(recipes: list[str]) -> None:
