@@ -4,12 +4,9 @@ Nothing heavy is imported before the command is known.
 """
 
 import difflib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
@@ -78,7 +75,7 @@ def _run(command: str, arguments: list[str]) -> int:
     from blockkd.commands.stopping import Terminated
 
     try:
-        with _sigterm_raises(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _refusing(command, arguments)
     except KeyboardInterrupt as stop:
@@ -98,9 +95,11 @@ def _run(command: str, arguments: list[str]) -> int:
 def _refusing(command: str, arguments: list[str]) -> int:
     """Run the command; one sentence for what it cannot use."""
     from blockkd.commands.errors import InvalidInputError
+    from blockkd.commands.stopping import Interruption
 
     try:
-        code: int = import_module(f"blockkd.commands.{command}").run(arguments)
+        with Interruption():
+            code: int = import_module(f"blockkd.commands.{command}").run(arguments)
     except InvalidInputError as error:
         return _say(str(error), BAD_INPUT)
     except (ArithmeticError, ValueError) as error:
@@ -112,21 +111,6 @@ def _refusing(command: str, arguments: list[str]) -> int:
             raise
         return _say(str(error), BAD_INPUT)
     return code
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """While a command runs, SIGTERM closes what is open, as Ctrl-C does."""
-    from blockkd.commands.stopping import terminate
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _noted(said: str, error: BaseException) -> str:

@@ -33,6 +33,19 @@ class Sleepy(Forgetful):
         return super().forward(x)
 
 
+class Swallowing(Forgetful):
+    """A student that takes a signal for an error of its own, as compiled code does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if Path("run").exists():
+            Path("training").touch()
+            try:
+                time.sleep(3600)
+            except KeyboardInterrupt:
+                raise ValueError("could not determine the shape") from None
+
+
 class Slow(Forgetful):
     """A student that tells when it is being trained, and lets some time pass then."""
 
@@ -43,9 +56,12 @@ class Slow(Forgetful):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(
+SAYS = pytest.mark.parametrize(
     ("signum", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
+
+
+@SAYS
 def test_a_signal_is_told_by_the_exit_code(signum: int, code: int, said: str, tmp_path: Path) -> None:
     """Also when it reaches the processes that load the data, which must give the step at hand its batch."""
     slow = {"class_path": "tests.reliability.test_stopping.Slow"}
@@ -56,6 +72,14 @@ def test_a_signal_is_told_by_the_exit_code(signum: int, code: int, said: str, tm
     assert ended.said.count("stopping after this step") == 1, "the other processes say nothing"
     assert "Traceback" not in ended.said
     assert (tmp_path / "run" / "kd" / "seed_0" / "last.ckpt").is_file()
+
+
+@SAYS
+def test_a_signal_that_became_an_error_is_still_told(signum: int, code: int, said: str, tmp_path: Path) -> None:
+    swallowing = {"class_path": "tests.reliability.test_stopping.Swallowing"}
+    write_recipe(tmp_path, one_student("blockkd.KD", student=swallowing))
+    ended = run(begin("run"), tmp_path, Fate(at_file="training", signals=(signum,)))
+    assert (ended.code, ended.said.splitlines()[-1]) == (code, f"blockkd: {said}{GO_ON}")
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,10 @@ class Invocation:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Around the training: an interrupt says how to go on, and so does a full disk."""
+        """Around the training: what ends it says how to go on."""
         try:
             yield
-        except (KeyboardInterrupt, OSError) as stop:
+        except BaseException as stop:
             stop.add_note(f"go on with: {self.parser.prog} --resume {self.folder.path}")
             raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAID = b"\nblockkd: stopping after this step; a second signal ends at once, without saving\n"
 
 
@@ -16,15 +17,44 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: like Ctrl-C, but a scheduler asked for it and wants to see another exit code."""
 
 
-def terminate(signum: int, frame: FrameType | None) -> None:
-    """Handles SIGTERM where there is nothing to save.
+class Interruption:
+    """Raises at SIGTERM and SIGINT, where there is nothing to save, so that what is open gets closed.
 
-    Raises:
-        Terminated: always, so that what is open gets closed.
+    A context, around a whole command. Python raises out of whatever it is doing, also out of compiled code that takes
+    the interruption for an error of its own: what ends in an error after a signal came was ended by the signal.
+
+    Attributes:
+        received: the signal that came, or None.
     """
-    del frame
-    signal.signal(signum, signal.SIG_DFL)
-    raise Terminated
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Handler] = {}
+
+    def __enter__(self) -> "Interruption":
+        self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        for signum in SIGNALS:
+            _handle(signum, self._raise)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del kind, trace
+        for signum, handler in self._before.items():
+            _handle(signum, handler)
+        if self.received is not None and isinstance(error, Exception):
+            stop = _raised(self.received)
+            for note in getattr(error, "__notes__", ()):
+                stop.add_note(note)
+            raise stop from error
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = signum
+        if signum == signal.SIGTERM:  # the next one is not to wait for Python
+            _handle(signum, signal.SIG_DFL)
+        raise _raised(signum)
 
 
 class Stop:
@@ -40,7 +70,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+        self.signals: tuple[signal.Signals, ...] = SIGNALS
         self._process = os.getpid()
         self._before: dict[int, Handler] = {}
 
@@ -68,7 +98,7 @@ class Stop:
             KeyboardInterrupt: SIGINT came.
         """
         if self.received is not None:
-            raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+            raise _raised(self.received)
 
     def _first(self, signum: int, frame: FrameType | None) -> None:
         del frame
@@ -79,6 +109,10 @@ class Stop:
         if os.getpid() == self._process:
             self.received = signum
             os.write(2, SAID)  # print() must not be called in the middle of another print()
+
+
+def _raised(signum: int) -> KeyboardInterrupt:
+    return Terminated() if signum == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _handle(signum: int, handler: Handler) -> None:
