@@ -8,20 +8,20 @@ import shlex
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from sybil import Example, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from blockkd.cli import main
 from blockkd.commands.compare import compare_parser
 from blockkd.commands.distill import distill_parser
 from blockkd.commands.parsing import parse
 
-torch.set_num_threads(1)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "```" in path.read_text())
 
 
 def _commands(example: Example) -> Iterator[list[str]]:
@@ -61,29 +61,19 @@ def _read(example: Example) -> None:
     assert yaml.safe_load(example.parsed)
 
 
-def _own_folder(namespace: dict[str, Any]) -> None:
-    del namespace
+PARSERS = (
+    PythonCodeBlockParser(),
+    CodeBlockParser(language="bash", evaluator=_run),
+    CodeBlockParser(language="sh", evaluator=_check),
+    CodeBlockParser(language="yaml", evaluator=_read),
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, one after the other, in an empty folder."""
+    document = Sybil(parsers=PARSERS, path=str(DOCS)).parse(DOCS / page)
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in."""
-    path = tmp_path_factory.mktemp("page")
-    monkeypatch.chdir(path)
-    return path
-
-
-pytest_collect_file = Sybil(
-    parsers=[
-        PythonCodeBlockParser(),
-        CodeBlockParser(language="bash", evaluator=_run),
-        CodeBlockParser(language="sh", evaluator=_check),
-        CodeBlockParser(language="yaml", evaluator=_read),
-        SkipParser(),
-    ],
-    patterns=["*.md"],
-    excludes=["text.md"],
-    setup=_own_folder,
-    fixtures=["folder"],
-).pytest()
+    for example in document.examples():
+        example.evaluate()
