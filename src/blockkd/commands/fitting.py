@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -181,6 +181,7 @@ def fit(
     options: TrainerOptions,
     progress: Progress,
     deadline: Deadline,
+    watchers: Sequence[Callback] = (),
 ) -> list[Row]:
     """Train for ``epochs``, from the job's checkpoint where there is one that is whole.
 
@@ -200,6 +201,7 @@ def fit(
     rows, midway = EpochRows(folder, job), Midway(home / CHECKPOINT, stop)
     checkpoint = ModelCheckpoint(home, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), StopInTime(deadline), midway, checkpoint]
+    callbacks += watchers
     if module.watched == "val":
         callbacks.append(BestEpoch(home / BEST))
     trainer = make_trainer(options, epochs, callbacks)

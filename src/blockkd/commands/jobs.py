@@ -40,6 +40,7 @@ from blockkd.replaying import save_step
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import BEST, DIVERGED, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
 from blockkd.training import DistillationModule
+from blockkd.watching import StoneWatch
 
 MIB = 2**20
 COST_IMAGES = 64
@@ -232,7 +233,8 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     rows: list[Row] = []
     if epochs:
         try:
-            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline)
+            watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
+            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers)
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:
