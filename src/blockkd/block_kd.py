@@ -146,6 +146,19 @@ class BlockKD(BlockwiseDistiller):
         }
         return Losses.of(terms, logits)
 
+    @torch.no_grad()
+    def all_logits(self, inputs: Inputs, **context: Float[Tensor, "B ..."]) -> dict[str, Float[Tensor, "B K"]]:
+        """The logits ``(B, K)`` of ``student``, of every ``stone_i`` and of ``teacher``, without gradient.
+
+        Args:
+            inputs: a batch ``(B, ...)``, one tensor or named ones.
+            context: further arguments of both networks.
+        """
+        features, logits = self.student_features(inputs, **context)
+        stones = self._stone_logits(features, inputs, **context)
+        teacher = self.teacher_logits(inputs, **context)
+        return {"student": logits, **{f"stone_{i}": stones[i] for i in stones}, "teacher": teacher}
+
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch (from 0) begins: ``L_cross`` counts from ``cross_from_epoch`` on."""
         super().set_epoch(epoch)

@@ -1,11 +1,13 @@
 """``blockkd distill``: a teacher, then students under the recipe's methods, side by side."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from blockkd.commands.checks import check_distilling
+from blockkd.block_kd import BlockKD
+from blockkd.commands.checks import check_distilling, method_class
 from blockkd.commands.errors import InvalidInputError
 from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
@@ -62,6 +64,8 @@ def all_methods(recipe: DistillRecipe, config: Namespace) -> dict[str, MethodFac
 def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocation: Invocation) -> list[Job]:
     """Check everything, make the folder, train what is not yet trained; returns all jobs, the teacher's first."""
     new = not invocation.resumed and not invocation.follows
+    if recipe.watch_stones and not any(issubclass(method_class(factory), BlockKD) for factory in methods.values()):
+        warnings.warn(f"watch_stones has no effect: {' and '.join(methods)} has no stones", stacklevel=2)
     checked = check_distilling(recipe, methods, tried=new)
     if new:
         known = checked.teacher if recipe.teacher.is_trained else None

@@ -5,7 +5,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -184,6 +184,7 @@ def fit(
     options: TrainerOptions,
     progress: Progress,
     deadline: Deadline,
+    watchers: Sequence[Callback] = (),
 ) -> list[Row]:
     """Train for ``epochs``, from the job's checkpoint where there is one that is whole.
 
@@ -204,6 +205,7 @@ def fit(
     checkpoint = ModelCheckpoint(home, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     line = ProgressLine(progress, job, data.metrics[0])
     callbacks = [EpochSeed(job.seed), rows, line, StopInTime(deadline), midway, checkpoint]
+    callbacks += watchers
     if module.watched == "val":
         callbacks.append(BestEpoch(home / BEST, data.metrics[0]))
     trainer = make_trainer(options, epochs, callbacks)

@@ -56,6 +56,7 @@ from blockkd.scores import ACCURACY, metric_of, score, title_of
 from blockkd.text.glue import Glue
 from blockkd.text.saving import copy_classifier, save_classifier
 from blockkd.training import DistillationModule
+from blockkd.watching import StoneWatch
 
 MIB = 2**20
 COST_IMAGES = 64
@@ -249,7 +250,8 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     rows: list[Row] = []
     if epochs:
         try:
-            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline)
+            watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
+            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers)
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:

@@ -131,6 +131,8 @@ class DistillRecipe(TeachRecipe):
         record_ahead: run the teacher on all views before the first student that needs it, instead of on each when it is
             first met.
         record_top: how many of a view's largest logits are recorded, and the others as one number; null records all.
+        watch_stones: measure after each epoch, on the validation part, how often each stone is right and agrees with
+            teacher and student, for methods that have stones; trains the same.
         trainer: options of Lightning's Trainer.
     """
 
@@ -145,6 +147,7 @@ class DistillRecipe(TeachRecipe):
     record_teacher: bool | str = False
     record_ahead: bool = False
     record_top: PositiveInt | None = None
+    watch_stones: bool = False
 
 
 def method_name(class_path: str) -> str:
