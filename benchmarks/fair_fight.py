@@ -4,8 +4,8 @@
     python benchmarks/fair_fight.py cifar100_2000       # CIFAR-100, ResNet-56 → ResNet-8, 2,000 images
     python benchmarks/evidence.py                       # the tables
 
-Each run is one row of ``benchmarks/results/fair_fight_<rung>.csv``. What is there is not run again: stop it at any time
-and go on later, also with other methods (``--methods``), trials or seeds. Needs Optuna (``pip install blockkd[study]``).
+Each run is one row of ``benchmarks/results/fair_fight_<rung>.csv``. What is there is not run again: stop it at any
+time and go on later, also with other methods (``--methods``), trials or seeds. Needs Optuna (``blockkd[study]``).
 
 * ``trial`` rows: accuracy on held-out training images, on the selection seeds.
 * ``epochs`` rows: the best trial's setting on the final seeds, every method for the rung's number of epochs.
@@ -145,8 +145,9 @@ class Fight:
         for setting, score in self._means(method):
             study.add_trial(optuna.trial.create_trial(params=setting, distributions=distributions, value=score))
         if not found:
-            low, start, high = METHODS[method].weight or (0.0, 0.0, 0.0)
-            study.enqueue_trial({"rate": 0.05, "weight": start} | self.starts.get(method, {}))
+            weight = METHODS[method].weight
+            usual = {"rate": 0.05} | ({} if weight is None else {"weight": weight[1]})
+            study.enqueue_trial(usual | self.starts.get(method, {}))
         return dict(study.ask(distributions).params)
 
     def _distributions(self, method: str) -> dict[str, optuna.distributions.BaseDistribution]:

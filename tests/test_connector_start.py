@@ -89,7 +89,7 @@ def test_the_stones_of_a_student_that_is_the_teacher_start_as_the_teacher() -> N
     twin = BlockKD(network, copy.deepcopy(network), batches[0], n_blocks=3)
     for module in twin.student.modules():
         if isinstance(module, nn.BatchNorm2d):  # which keeps to the teacher's statistics in training as well
-            object.__setattr__(module, "train", lambda mode=True, m=module: nn.Module.train(m, False))
+            object.__setattr__(module, "train", lambda _=True, m=module: nn.Module.train(m, False))
     start_connectors(twin, batches)
     twin.eval()
     theirs, logits = twin.teacher_features(batches[0])
