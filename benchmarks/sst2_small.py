@@ -196,7 +196,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batches", type=int, default=100, help="in an epoch of a student")
     parser.add_argument("--teacher-epochs", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 5e-4])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     return parser.parse_args()
 
