@@ -10,8 +10,9 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
-from blockkd.commands.checks import build_method, build_network, check_classes
+from blockkd.commands.checks import build_network, check_classes
 from blockkd.commands.composing import compose, read_recipe
+from blockkd.commands.deployed import student_for
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, cpu_threads, quiet
 from blockkd.commands.invocation import Invocation
@@ -154,17 +155,7 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
 
 
 def _student(recipe: DistillRecipe, config: Namespace, path: Path) -> nn.Module:
-    """The recipe's student, or what its method makes of it to be deployed, as SimKD does: whichever has the tensors."""
-    with user_input("cannot use the student's weights"):
-        state = read_state_dict(path)
-    student = build_network(recipe.student, "student")
-    if not compare_weights(student, state).fits:
-        name = method_name(config["method"]["class_path"])
-        teacher, another = build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student")
-        deployed = build_method(recipe.method, name, teacher, another, recipe.data).student
-        if compare_weights(deployed, state).fits:
-            return deployed
-    return student
+    return student_for(recipe, recipe.method, method_name(config["method"]["class_path"]), path)
 
 
 def _loaded(label: str, network: nn.Module, path: Path) -> Subject:

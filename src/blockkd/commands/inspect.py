@@ -9,7 +9,6 @@ from jsonargparse import ArgumentParser
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from blockkd import costs
 from blockkd.baselines.logits import KD
@@ -116,7 +115,7 @@ def stones_table(setup: Setup) -> Table:
     theirs, ours = distiller.teacher_blocks.shapes, distiller.student_blocks.shapes
     for stone in distiller.stones:
         connector = distiller.connectors[str(stone)]
-        added = _stone_flops(distiller, stone, setup.example)
+        added = costs.stone_flops(distiller, stone, setup.example)
         table.add_row(
             f"N_{stone}",
             f"{_shape(ours[stone - 1])} → {_shape(theirs[stone - 1])}",
@@ -212,32 +211,13 @@ def _networks_table(title: str) -> Table:
 
 
 def _block_rows(blocks: Blocks, example: Tensor) -> list[tuple[str, str, str, str]]:
-    rows = []
-    inputs = example
     shapes = [*map(_shape, blocks.shapes), "logits"]
-    with torch.no_grad():
-        for part, name, shape in zip([*blocks.blocks, blocks.classifier], [*blocks.names, "end"], shapes, strict=True):
-            rows.append((name, shape, f"{costs.parameters(part):,}", f"{costs.flops(part, inputs):,}"))
-            inputs = part(inputs)
-    return rows
+    parts = zip([*blocks.names, "end"], shapes, costs.block_costs(blocks, example), strict=True)
+    return [(name, shape, f"{parameters:,}", f"{flops:,}") for name, shape, (parameters, flops) in parts]
 
 
 def _whole(network: nn.Module, example: Tensor) -> tuple[str, str, str, str]:
     return "", "", f"{costs.parameters(network):,}", f"{costs.flops(network, example):,}"
-
-
-def _stone_flops(distiller: BlockKD, stone: int, example: Tensor) -> int:
-    """Connector three times (forward, gradient of input and of weights), the frozen tail twice."""
-    teacher, student = distiller.teacher_blocks, distiller.student_blocks
-    with torch.no_grad():
-        features, _ = student.run(example)
-    feature = features[stone - 1].requires_grad_()
-    with FlopCounterMode(display=False) as counter:
-        tail = distiller.connectors[str(stone)](feature)
-        for block in teacher.blocks[stone:]:
-            tail = block(tail)
-        teacher.classifier(tail).sum().backward()
-    return int(counter.get_total_flops()) // len(example)
 
 
 def _step_flops(distiller: Distiller, example: Tensor, labels: Tensor) -> int:
