@@ -14,6 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from blockkd.block_kd import BlockKD
+from blockkd.blocks import Blocks
 from blockkd.calling import Inputs, count, logits_of
 from blockkd.distiller import Distiller
 from blockkd.ranks import alone
@@ -66,6 +68,45 @@ def step_flops(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **
     with _copy_that_trains(distiller) as trial, FlopCounterMode(display=False) as counter:
         trial(inputs, targets, **context).total.backward()
     return int(counter.get_total_flops())
+
+
+def block_costs(blocks: Blocks, example: Inputs) -> list[tuple[int, int]]:
+    """Parameters, and FLOPs of a forward pass for one input, of each block and at last of the classifier.
+
+    Args:
+        blocks: a network, cut.
+        example: a batch of inputs ``(B, ...)``, one tensor or named ones.
+    """
+    found = []
+    inputs: Any = example
+    with torch.no_grad():
+        beside = blocks.beside(example)
+        for part in (*blocks.blocks, blocks.classifier):
+            found.append((parameters(part), flops(part, inputs, **beside)))
+            inputs = part(inputs, **beside)
+    return found
+
+
+def stone_flops(distiller: BlockKD, stone: int, example: Inputs) -> int:
+    """FLOPs that a stone adds to a training step, for one input: its connector three times (forward, gradient of input
+    and of weights), the frozen tail twice.
+
+    Args:
+        distiller: the method.
+        stone: which of its stones, 1 … n.
+        example: a batch of inputs ``(B, ...)``, one tensor or named ones.
+    """
+    teacher, student = distiller.teacher_blocks, distiller.student_blocks
+    with torch.no_grad():
+        features, _ = student.run(example)
+        beside = teacher.beside(example)
+    feature = features[stone - 1].requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        tail = distiller.connectors[str(stone)](feature)
+        for block in teacher.blocks[stone:]:
+            tail = block(tail, **beside)
+        teacher.classifier(tail, **beside).sum().backward()
+    return int(counter.get_total_flops()) // count(example)
 
 
 def saved_bytes(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:

@@ -117,7 +117,7 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
         curves.fill_between(epochs, lowest, highest, color=colours[method], alpha=0.15, linewidth=0)
     part = "test" if any(f"test/{metric}" in row for row in metrics) else "validation"
     curves.set(xlabel="epoch", ylabel=f"{part} {title_of(metric)} (%)", title="while training")
-    curves.set_ylim(top=100.5, bottom=_lower_end([_watched(row, metric) for row in metrics]))
+    curves.set_ylim(top=100.5, bottom=lower_end([watched_score(row, metric) for row in metrics]))
     if metrics:
         curves.legend(loc="lower right", frameon=False)
     for place, (method, rows) in enumerate(groups.items()):
@@ -135,12 +135,12 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
     drawing.savefig(path, dpi=150, format="png")
 
 
-def _watched(row: Row, metric: str) -> float:
-    """How good the network is after an epoch, in %."""
+def watched_score(row: Row, metric: str = ACCURACY) -> float:
+    """How good the network is after an epoch, in %; as the data are judged by this metric."""
     return 100 * float(row.get(f"val/{metric}", row.get(f"test/{metric}", 0.0)))
 
 
-def _lower_end(accuracies: Sequence[float]) -> float:
+def lower_end(accuracies: Sequence[float]) -> float:
     """Where the axis begins: the first epochs may lie below it, so that the later ones can be told apart."""
     return max(min(accuracies), statistics.median(accuracies) - LOOK) - 1 if accuracies else 0.0
 
@@ -148,7 +148,7 @@ def _lower_end(accuracies: Sequence[float]) -> float:
 def _band(rows: Sequence[Row], metric: str) -> tuple[list[int], list[float], list[float], list[float]]:
     by_epoch: dict[int, list[float]] = {}
     for row in rows:
-        by_epoch.setdefault(int(row["epoch"]), []).append(_watched(row, metric))
+        by_epoch.setdefault(int(row["epoch"]), []).append(watched_score(row, metric))
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
     counted_from_one = [epoch + 1 for epoch in epochs]

@@ -1,6 +1,5 @@
 """``blockkd evaluate RUN_OR_FILE``: accuracy, measured from the weights of a run's networks or in a single file."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,8 +11,9 @@ from torch import nn
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
 from blockkd.calling import image_shape
-from blockkd.commands.checks import build_method, build_network, build_student, check_classes
+from blockkd.commands.checks import build_network, check_classes
 from blockkd.commands.composing import compose, read_recipe
+from blockkd.commands.deployed import student_for
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import cpu_threads, measured, module_for, quiet
 from blockkd.commands.invocation import Invocation
@@ -160,17 +160,7 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
 
 
 def _student(recipe: DistillRecipe, config: Namespace, path: Path, teacher: nn.Module) -> nn.Module:
-    """The recipe's student, or what its method makes of it to be deployed, as SimKD does: whichever has the tensors."""
-    with user_input("cannot use the student's weights"):
-        state = read_state_dict(path)
-    student = build_student(recipe, teacher)
-    if not compare_weights(student, state).fits:
-        name = method_name(config["method"]["class_path"])
-        spare, another = copy.deepcopy(teacher), build_student(recipe, teacher)
-        deployed = build_method(recipe.method, name, spare, another, recipe.data).student
-        if compare_weights(deployed, state).fits:
-            return deployed
-    return student
+    return student_for(recipe, recipe.method, method_name(config["method"]["class_path"]), path, teacher)
 
 
 def _loaded(label: str, network: nn.Module, path: Path) -> Subject:

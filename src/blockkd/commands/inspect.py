@@ -4,14 +4,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from blockkd import costs
 from blockkd.baselines.logits import KD
@@ -119,7 +117,7 @@ def stones_table(setup: Setup) -> Table:
     theirs, ours = distiller.teacher_blocks.shapes, distiller.student_blocks.shapes
     for stone in distiller.stones:
         connector = distiller.connectors[str(stone)]
-        added = _stone_flops(distiller, stone, setup.example)
+        added = costs.stone_flops(distiller, stone, setup.example)
         table.add_row(
             f"N_{stone}",
             f"{_shape(ours[stone - 1])} → {_shape(theirs[stone - 1])}",
@@ -221,34 +219,13 @@ def _networks_table(setup: Setup, title: str) -> Table:
 
 
 def _block_rows(blocks: Blocks, example: Inputs) -> list[tuple[str, str, str, str]]:
-    rows = []
-    inputs: Any = example
     shapes = [*map(_shape, blocks.shapes), "logits"]
-    with torch.no_grad():
-        beside = blocks.beside(example)
-        for part, name, shape in zip([*blocks.blocks, blocks.classifier], [*blocks.names, "end"], shapes, strict=True):
-            rows.append((name, shape, f"{costs.parameters(part):,}", f"{costs.flops(part, inputs, **beside):,}"))
-            inputs = part(inputs, **beside)
-    return rows
+    parts = zip([*blocks.names, "end"], shapes, costs.block_costs(blocks, example), strict=True)
+    return [(name, shape, f"{parameters:,}", f"{flops:,}") for name, shape, (parameters, flops) in parts]
 
 
 def _whole(network: nn.Module, example: Inputs) -> tuple[str, str, str, str]:
     return "", "", f"{costs.parameters(network):,}", f"{costs.flops(network, example):,}"
-
-
-def _stone_flops(distiller: BlockKD, stone: int, example: Inputs) -> int:
-    """Connector three times (forward, gradient of input and of weights), the frozen tail twice."""
-    teacher, student = distiller.teacher_blocks, distiller.student_blocks
-    with torch.no_grad():
-        features, _ = student.run(example)
-        beside = teacher.beside(example)
-    feature = features[stone - 1].requires_grad_()
-    with FlopCounterMode(display=False) as counter:
-        tail = distiller.connectors[str(stone)](feature)
-        for block in teacher.blocks[stone:]:
-            tail = block(tail, **beside)
-        teacher.classifier(tail, **beside).sum().backward()
-    return int(counter.get_total_flops()) // count(example)
 
 
 def _step_flops(distiller: Distiller, example: Inputs, labels: Tensor) -> int:

@@ -1,0 +1,168 @@
+"""What each method reaches and what it costs (the paper's Fig. 4 (a)), and what each part of Block-KD brings (b)."""
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import LogLocator
+
+from blockkd.comparison import Comparison, Summary
+from blockkd.comparison_figure import WIDE, spaced
+from blockkd.report import LEAST_SPAN, by_method, mean_and_deviation
+from blockkd.reporting.sections import Section, Table
+from blockkd.reporting.style import BLUE, INK, PAPER, QUIET, Picture, colours_of, is_teacher, panel
+from blockkd.runs import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL = 0.17  # inches from one name to the next
+# The steps of Fig. 4 (b), by the names that the recipe gives them.
+STEPS = {
+    "kd": "KD, the baseline",
+    "block_kd_stones_task": "+ stones' task loss",
+    "block_kd_stones_distill": "+ stones' distillation loss",
+    "block_kd": "+ L_cross, late",
+}
+COST_LEAD = (
+    "Costs are FLOPs of one training step for one image, forward and backward, of all that runs: student, teacher, "
+    "stones. What is deployed costs the same whatever the method."
+)
+
+
+def results_section(comparison: Comparison, rows: Sequence[Row], test_images: int) -> Section:
+    """The table of all networks, and accuracy against cost.
+
+    Args:
+        comparison: of ``rows``.
+        rows: one for each trained network; see ``blockkd.comparison``.
+        test_images: how many images the accuracy is of.
+    """
+    if not len(comparison):
+        reason = "No network is trained to the end yet; train on with --resume and report again."
+        return Section("results", "Results", "", missing=[reason])
+    table = Table(
+        ("method", "test accuracy (%)", "n", "parameters", "FLOPs / image", "FLOPs of a step", "training (s)"),
+        [_result(summary, [row for row in rows if row["method"] == summary.method]) for summary in comparison],
+        f"accuracy after the last epoch on {test_images} test images, mean ± standard deviation over n seeds",
+    )
+    students = [summary for summary in comparison if not is_teacher(summary.method)]
+    pictures = [_cost(students, comparison.baseline, rows)] if len(students) > 1 else []
+    missing = () if pictures else ("Accuracy against cost needs two methods: add one with blockkd compare.",)
+    return Section("results", "Results", COST_LEAD if students else "", pictures, [table], missing=missing)
+
+
+def ablation_section(rows: Sequence[Row]) -> Section:
+    """What the parts of Block-KD bring, one after the other; needs the methods of the recipe ``ablation``.
+
+    Args:
+        rows: one for each trained network, with ``method``, ``seed``, ``test_accuracy``.
+    """
+    title = "Part by part"
+    groups = {method: values for method, values in by_method(rows).items() if method in STEPS}
+    if set(STEPS) - set(groups):
+        left = ", ".join(sorted(set(STEPS) - set(groups)))
+        missing = (
+            f"Not trained: {left}. The recipe trains all steps: blockkd distill --config digits/ablation --seeds 5."
+        )
+        return Section("ablation", title, "", missing=[missing])
+    accuracies = {step: {int(row["seed"]): 100 * float(row["test_accuracy"]) for row in groups[step]} for step in STEPS}
+    table_rows, before = [], None
+    for step, values in accuracies.items():
+        shared = sorted(values.keys() & before.keys()) if before else []
+        change = mean_and_deviation([values[s] - before[s] for s in shared], 2) if before and shared else ""
+        signed = change if not change or change.startswith("-") else f"+{change}"
+        table_rows.append((STEPS[step], mean_and_deviation(list(values.values()), 2), signed, str(len(values))))
+        before = values
+    caption = "test accuracy in %, mean ± standard deviation; changes are paired by seed"
+    table = Table(("", "test accuracy (%)", "to the step before", "n"), table_rows, caption)
+    lead = (
+        "From plain KD to Block-KD, as in Fig. 4 (b) of the paper: first stones that learn from labels, then from the "
+        "teacher too, then L_cross from its late epoch on."
+    )
+    return Section("ablation", title, lead, [_steps(accuracies)], [table])
+
+
+def _result(summary: Summary, rows: Sequence[Row]) -> tuple[str, ...]:
+    flops = "" if summary.step_flops is None else f"{_step_flops(rows):,.0f}"
+    return (
+        summary.method,
+        mean_and_deviation([100 * float(row["test_accuracy"]) for row in rows], 2),
+        str(len(rows)),
+        f"{summary.parameters:,}",
+        f"{summary.flops_per_image:,}",
+        flops,
+        mean_and_deviation([float(row["seconds"]) for row in rows], 1),
+    )
+
+
+def _step_flops(rows: Sequence[Row]) -> float:
+    return max(float(row["step_flops"]) / float(row.get("batch_size", 1)) for row in rows if "step_flops" in row)
+
+
+def _cost(students: Sequence[Summary], baseline: str | None, rows: Sequence[Row]) -> Picture:
+    relative = all(summary.relative_flops for summary in students)
+    counted = all(summary.step_flops for summary in students)
+    groups = by_method(rows)
+    if relative:
+        costs = [float(summary.relative_flops or 0) for summary in students]
+        label = f"FLOPs of a training step, in units of {baseline}'s"
+    elif counted:
+        costs, label = [_step_flops(groups[s.method]) for s in students], "FLOPs of a training step, for one image"
+    else:
+        costs, label = [summary.seconds.mean for summary in students], "training time (s)"
+    height = max(2.6, LABEL * len(students))
+    figure, axes = panel(height=height + 0.6)
+    colours = colours_of([summary.method for summary in students])
+    for summary, cost in zip(students, costs, strict=True):
+        seeds = [100 * float(row["test_accuracy"]) for row in groups[summary.method]]
+        colour = colours[summary.method]
+        axes.plot([cost] * len(seeds), seeds, "o", color=colour, alpha=0.3, markersize=3.5, markeredgewidth=0)
+        axes.plot(cost, 100 * summary.last.mean, "o", color=colour, markersize=6)
+    if min(costs) > 0 and max(costs) / min(costs) > WIDE:
+        axes.set_xscale("log", subs=[])  # ticks at 1, 2 and 5, each with its number; none between
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel=label, ylabel="test accuracy (%)")
+    axes.margins(x=0.12)
+    _widen(axes)
+    low, high = axes.get_ylim()
+    wanted = [(100 * summary.last.mean - low) / (high - low) for summary in students]
+    for summary, cost, place in zip(students, costs, spaced(wanted, LABEL / height * 1.25, 0.0, 1.0), strict=True):
+        axes.annotate(
+            summary.method,
+            xy=(cost, 100 * summary.last.mean),
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 4},
+        )
+    return Picture(
+        "cost", "Test accuracy against the cost of training: the mean of each method; small, each seed.", figure
+    )
+
+
+def _steps(accuracies: dict[str, dict[int, float]]) -> Picture:
+    figure, axes = panel(height=3.2)
+    means = [statistics.fmean(values.values()) for values in accuracies.values()]
+    axes.plot(means, color=INK, linewidth=1, zorder=1)
+    for place, values in enumerate(accuracies.values()):
+        spread = list(values.values())
+        axes.plot([place] * len(spread), spread, "o", color=BLUE, alpha=0.4, markersize=4, markeredgewidth=0)
+        axes.plot(place, means[place], "o", color=BLUE, markersize=7)
+        said = axes.annotate(
+            f"{means[place]:.2f}", (place, means[place]), (0, 10), textcoords="offset points", ha="center"
+        )
+        said.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85})
+    axes.set_xticks(range(len(STEPS)), ["KD", "+ stones'\ntask", "+ stones'\ndistillation", "+ L_cross"], fontsize=8)
+    axes.set(ylabel="test accuracy (%)", xlim=(-0.4, len(STEPS) - 0.6))
+    _widen(axes)
+    return Picture("ablation", "Test accuracy as part after part of Block-KD is added; small, each seed.", figure)
+
+
+def _widen(axes: "Axes") -> None:
+    """Small differences are not to look large."""
+    low, high = axes.get_ylim()
+    spare = max(LEAST_SPAN - (high - low), 0) / 2
+    axes.set_ylim(low - spare, min(high + spare, 100.2))
