@@ -10,6 +10,7 @@ has folders of tasks and of methods of its own: ``glue/sst2/bert-base_6-layer/pk
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def compose(name_or_path: str) -> Recipe:
     for place, key in ((recipe, "student"), (recipe.get("teacher"), "network")):
         if isinstance(place, dict) and _is_network_name(place.get(key)):
             place[key] = {CLASS: NAMED, ARGUMENTS: {"name": place[key]}}
-        elif isinstance(place, dict) and isinstance(place.get(key), dict) and CLASS not in place[key]:
-            place[key] = {CLASS: _network_class(recipe, place[key]), **place[key]}
+    student = recipe.get("student")
+    if isinstance(student, dict) and CLASS not in student and _is_text(recipe):
+        recipe["student"] = {CLASS: STUDENT_OF, **student}
     return recipe
 
 
@@ -82,6 +84,12 @@ def networks_by_name(argv: Sequence[str]) -> list[str]:
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
         option = SHORT_OPTIONS.get(option, option)
+        network, _, setting = option.rpartition(".")
+        if network in NETWORK_OPTIONS and setting == "name" and (equals or waiting):
+            value = value if equals else waiting.pop(0)
+            spelled += [] if _is_network_name(value) else [f"{network}={_class_of(value)}"]
+            spelled.append(f"{option}={value}")
+            continue
         if option not in NETWORK_OPTIONS or not (equals or waiting):
             spelled.append(f"{option}{equals}{value}")
             continue
@@ -111,29 +119,34 @@ def _is_network_name(value: object) -> bool:
     return isinstance(value, str) and (value in NETWORKS or value.partition("/")[0] in LIBRARIES)
 
 
-def _network_class(recipe: Recipe, network: Recipe) -> str:
-    """Which class is meant by a network's settings alone: for text a student is made of its teacher, unless named."""
+def _class_of(name: str) -> str:
+    """Which class builds the network of this name: what is no image network's is a folder or a name on the hub."""
+    return NAMED if _is_network_name(name) else PRETRAINED
+
+
+def _is_text(recipe: Recipe) -> bool:
     data = recipe.get("data")
-    if not isinstance(data, dict) or str(data.get(CLASS)).rpartition(".")[2] != TEXT_DATA:
-        return NAMED
-    return PRETRAINED if "name" in network.get(ARGUMENTS, {}) else STUDENT_OF
+    return isinstance(data, dict) and str(data.get(CLASS)).rpartition(".")[2] == TEXT_DATA
 
 
 def _spelled_out(content: Recipe) -> Recipe:
     """A recipe file in which a network that is told by its settings alone has them where the others have theirs.
 
-    ``teacher: {name: NAME}`` is ``teacher: {network: {init_args: {name: NAME}}}``, and likewise for a student.
+    ``teacher: {name: NAME}`` becomes class path and arguments under ``network``, and likewise a student's settings.
     """
     student, teacher = content.get("student"), content.get("teacher")
     if isinstance(student, dict) and student and not {CLASS, ARGUMENTS} & student.keys():
-        content = {**content, "student": {ARGUMENTS: student}}
+        content = {**content, "student": _with_class(student)}
     if isinstance(teacher, dict) and (named := {key: teacher[key] for key in ("name", "revision") if key in teacher}):
-        network = teacher.get("network", {})
-        if not isinstance(network, dict):
+        if "network" in teacher:
             raise InvalidInputError("the recipe says what the teacher is by 'name' and by 'network': leave one out")
         rest = {key: value for key, value in teacher.items() if key not in named}
-        content = {**content, "teacher": {**rest, "network": merge(network, {ARGUMENTS: named})}}
+        content = {**content, "teacher": {**rest, "network": _with_class(named)}}
     return content
+
+
+def _with_class(settings: Recipe) -> Recipe:
+    return ({CLASS: _class_of(str(settings["name"]))} if "name" in settings else {}) | {ARGUMENTS: settings}
 
 
 def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
@@ -150,7 +163,8 @@ def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
         return content
     if base.endswith(SUFFIXES) or base.rpartition("/")[0].endswith(SUFFIXES):
         base = str(path.parent / base)
-    return merge(_compose(base, (*above, path.resolve())), content)
+    below = _compose(base, (*above, path.resolve()))
+    return merge(below, content) if content else below  # one that only gives another name
 
 
 def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
@@ -158,9 +172,7 @@ def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
     if not pair.endswith(SUFFIXES) and name not in recipe_names():
         raise _unknown(name)
     recipe = _compose(pair, above)
-    data = recipe.get("data")
-    family = TEXT if isinstance(data, dict) and str(data.get(CLASS)).rpartition(".")[2] == TEXT_DATA else pair
-    methods = _methods(family.partition("/")[0])
+    methods = _methods(TEXT if _is_text(recipe) else pair.partition("/")[0])
     if method not in methods:
         raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, [*methods])}")
     recipe = merge(recipe, _compose(methods[method], above))
@@ -203,6 +215,7 @@ def _laid_on_each_other(names: Sequence[str], above: tuple[Path, ...]) -> Recipe
     return recipe
 
 
+@cache
 def _pairs() -> dict[str, list[str]]:
     """Every pair on its task, by name: the parts of which it is made, the later on top of the earlier."""
     found = {}
@@ -227,6 +240,7 @@ def _methods(family: str) -> dict[str, str]:
     return {}
 
 
+@cache
 def _parts() -> list[str]:
     root = _root()
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))

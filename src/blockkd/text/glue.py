@@ -208,7 +208,13 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 def _read(path: str, subset: str, revision: str | None) -> Any:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return read_splits(path, subset, revision)
+        try:
+            return read_splits(path, subset, revision)
+        except ValueError as error:
+            reason = str(error).partition(" (expected")[0].rstrip(".")
+            raise ValueError(
+                f"{reason}; {path!r} is no folder either: give one with {subset}/train.parquet in it, as path"
+            ) from error
     if not (folder / subset).is_dir():
         raise ValueError(f"{path!r} has no folder {subset!r}, only {sorted(p.name for p in folder.iterdir())}")
     # Split by split: left to itself, datasets takes validation_matched for a part of validation.
