@@ -194,7 +194,8 @@ def saved(folder: Path, more: list[str], seed: int = 0) -> Any:
     write = tokenizer()
     write.add_tokens(more)
     write.save_pretrained(folder)
-    classifier("bert", layers=1, seed=seed).save_pretrained(folder)
+    network: Any = classifier("bert", layers=1, seed=seed)
+    network.save_pretrained(folder)
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
 
 
