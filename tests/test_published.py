@@ -9,6 +9,7 @@ import yaml
 from blockkd.comparison import summarise
 from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
 from blockkd.published import Published, published, published_glue, published_pairs
+from blockkd.runs import Row
 from blockkd.text.tasks import TASKS
 
 CIFAR_PAIRS = [
@@ -157,8 +158,8 @@ def test_tasks_of_glue_are_ours_and_the_student_is_worse_than_its_teacher() -> N
 
 
 def test_what_is_not_verified_is_shown_with_its_mark() -> None:
-    row = {"method": "kd", "seed": 0, "epochs": 1, "test_accuracy": 0.9}
-    rows = [row | {"seconds": 1.0, "parameters": 10, "flops_per_image": 10}]
+    row: Row = {"method": "kd", "seed": 0, "epochs": 1, "test_accuracy": 0.9}
+    rows: list[Row] = [row | {"seconds": 1.0, "parameters": 10, "flops_per_image": 10}]
     comparison = summarise(rows, published=published("sst2", "bert-base_6-layer"))
     table = comparison_table(comparison)
     cells = {str(column.header): list(column.cells) for column in table.columns}

@@ -24,8 +24,9 @@ from blockkd.recording import (
     table_bytes,
 )
 from blockkd.text.glue import Glue
-from blockkd.text.sentences import TokenizedSentences, tokenizer_identity
+from blockkd.text.sentences import TokenizedSentences
 from blockkd.text.training import TextDistillationModule
+from blockkd.text.vocabulary import tokenizer_identity
 from tests.text.families import TEXT, classifier, sentences
 from tests.text.test_glue import glue, own_cache, quiet_trainer  # noqa: F401
 from tests.text.tokens import tokenizer

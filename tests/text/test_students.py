@@ -16,11 +16,11 @@ from blockkd.text.fitting_together import (
     check_tokenizers,
     check_vocabulary,
     longest,
-    tokenizer_beside,
 )
 from blockkd.text.pretrained import load_start, load_teacher
 from blockkd.text.students import student_of
 from blockkd.text.tasks import TASKS
+from blockkd.text.vocabulary import tokenizer_beside
 from tests.text.families import TEXT, classifier, sentences, transformers
 from tests.text.tokens import tokenizer
 
@@ -204,9 +204,7 @@ def test_tokenizers_are_compared_token_by_token() -> None:
     check_tokenizers(one, other)
     one.add_tokens(["sublime", "dull"])
     other.add_tokens(["dull", "sublime"])
-    words = (
-        r"teacher and the student do not read the same tokens: '(sublime|dull)' is number 19 to the (teacher|student)"
-    )
+    words = "the teacher and the student do not read the same tokens: 'dull' is number 20 to the teacher and number 19"
     with pytest.raises(MismatchError, match=words):
         check_tokenizers(one, other)
     with pytest.raises(
@@ -228,9 +226,7 @@ def test_the_tokenizer_beside_a_network_is_compared_with_the_one_given(tmp_path:
         MismatchError, match=r"the tokenizer given and the BertFor\S+ of '.*student' do not read the same"
     ):
         check_vocabulary(beside, teacher, student)
-    with pytest.raises(
-        MismatchError, match=r"of '.*teacher' and the BertFor\S+ of '.*student' do not .*: '(sublime|dull)'"
-    ):
+    with pytest.raises(MismatchError, match=r"of '.*teacher' and the BertFor\S+ of '.*student' do not .*: 'dull'"):
         check_vocabulary(None, teacher, student)
     (tmp_path / "student" / "tokenizer.json").write_text("{")
     assert tokenizer_beside(student) is None

@@ -1,13 +1,11 @@
 """What must fit together before a transformer is distilled: labels, vocabulary, length."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-# Files by which a folder is known to hold a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+from blockkd.text.vocabulary import tokenizer_beside
 
 
 class MismatchError(ValueError):
@@ -95,7 +93,7 @@ def check_tokenizers(one: Any, other: Any, names: tuple[str, str] = ("the teache
     if not different:
         return
     # The first by number says most: what comes after one that is missing is moved as well.
-    token = min(different, key=lambda token: min(_numbers(token, theirs, ours)))
+    token = min(different, key=lambda token: (min(_numbers(token, theirs, ours)), token))
     said = " and ".join(
         f"{'number ' + str(vocabulary[token]) if token in vocabulary else 'unknown'} to {name}"
         for name, vocabulary in zip(names, (theirs, ours), strict=True)
@@ -104,20 +102,6 @@ def check_tokenizers(one: Any, other: Any, names: tuple[str, str] = ("the teache
         f"{names[0]} and {names[1]} do not read the same tokens: {token!r} is {said}, and so with {len(different)} of "
         f"{len({**theirs, **ours})} tokens; take networks with one tokenizer, such as a student made of its teacher"
     )
-
-
-def tokenizer_beside(network: nn.Module) -> Any | None:
-    """The tokenizer in the folder that a network was loaded from; None where there is none, or no such folder."""
-    name = getattr(getattr(network, "config", None), "_name_or_path", None)
-    folder = Path(name) if isinstance(name, str) and name else None
-    if folder is None or not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer  # a network that was loaded by it is there, so it is installed
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError):
-        return None  # is no hindrance where another one is given
 
 
 def check_length(length: int, *networks: nn.Module) -> None:

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from blockkd.data.images import ImageData, Parts
 from blockkd.data.reading import read_files, read_splits
 from blockkd.data.splitting import hold_out
-from blockkd.text.sentences import Padding, TokenizedSentences, Tokens, tokenizer_identity
+from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
+from blockkd.text.vocabulary import tokenizer_identity
 
 
 class Glue(ImageData):

@@ -108,11 +108,3 @@ class TokenizedSentences(LabelledImages):
             digest.update(name.encode())
             digest.update(flat.numpy())
         return {"tokens": digest.hexdigest(), **self.made_by}
-
-
-def tokenizer_identity(tokenizer: Any) -> str:
-    """A hash of a tokenizer's vocabulary, and of how it pads."""
-    digest = hashlib.sha256(f"{tokenizer.pad_token_id} {tokenizer.padding_side}".encode())
-    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
-        digest.update(f"{number} {token}\n".encode())
-    return digest.hexdigest()
