@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from blockkd.published import Published, published, published_pairs
+from blockkd.comparison import summarise
+from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
+from blockkd.published import Published, published, published_glue, published_pairs
+from blockkd.runs import Row
+from blockkd.text.tasks import TASKS
 
 CIFAR_PAIRS = [
     "resnet56-resnet20",
@@ -115,4 +119,54 @@ def test_every_row_is_as_long_as_its_header_and_every_source_is_used() -> None:
             assert len(row["accuracy"]) == len(table["pairs"]), method
             assert any(value is not None for value in row["accuracy"]), method
             used.add(row["source"])
+    glue = content()["glue"]
+    for method, row in glue["rows"].items():
+        assert len(row["accuracy"]) == len(glue["tasks"]), method
+        used.add(row["source"])
     assert used == set(content()["sources"])
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "score", "verified"),
+    [
+        ("mnli", "teacher", 83.5, True),
+        ("stsb", "distilbert", 81.2, True),
+        ("cola", "fine_tuning", 43.4, False),
+        ("qnli", "kd", 88.0, False),
+        ("rte", "pkd", 66.5, False),
+        ("sst2", "theseus", 91.5, False),
+    ],
+)
+def test_numbers_of_glue_are_those_of_the_digest(task: str, method: str, score: float, verified: bool) -> None:
+    number = published(task, "bert-base_6-layer")[method]
+    assert number.accuracy == score
+    assert number.verified == verified
+    assert ("unverified" in number.source) != verified
+    assert "development set" in number.protocol
+
+
+def test_tasks_of_glue_are_ours_and_the_student_is_worse_than_its_teacher() -> None:
+    assert {task for task, _ in published_glue()} == set(TASKS) - {"mnli-mm"}
+    assert {pair for _, pair in published_glue()} == {"bert-base_6-layer"}
+    assert "teacher" not in published("cola", "bert-base_6-layer")
+    assert published("mnli-mm", "bert-base_6-layer") == {}
+    for task, pair in published_glue():
+        numbers = published(task, pair)
+        assert numbers["theseus"].accuracy > numbers["fine_tuning"].accuracy
+        assert task == "cola" or numbers["teacher"].accuracy >= numbers["kd"].accuracy
+        assert {number.verified for number in numbers.values()} <= {True, False}
+
+
+def test_what_is_not_verified_is_shown_with_its_mark() -> None:
+    row: Row = {"method": "kd", "seed": 0, "epochs": 1, "test_accuracy": 0.9}
+    rows: list[Row] = [row | {"seconds": 1.0, "parameters": 10, "flops_per_image": 10}]
+    comparison = summarise(rows, published=published("sst2", "bert-base_6-layer"))
+    table = comparison_table(comparison)
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["published"][0] == "90.50?"
+    assert dict(zip(cells["method"], cells["published"], strict=True))["distilbert"] == "90.70"
+    assert "?: recalled, not read in its source" in str(table.caption)
+    assert "90.50 (published, BERT-of-Theseus paper (unverified))" in comparison_markdown(comparison, {})
+    assert "unverified" in str(comparison_rows(comparison)[0]["published_source"])
+    verified = summarise(rows, published=published("cifar100", "resnet56-resnet20"))
+    assert "?" not in str(comparison_table(verified).caption)

@@ -48,7 +48,7 @@ def comparison_table(comparison: Comparison, test_images: int | None = None, sam
     if comparison.published_only:
         table.add_section()
     for method, number in comparison.published_only.items():
-        cells = {"method": method, "published": _percent(number.accuracy / 100)}
+        cells = {"method": method, "published": _short(number)}
         table.add_row(*(cells.get(column.title, EMPTY) for column in columns), style="dim")
     return table
 
@@ -166,7 +166,9 @@ def _published_notes(comparison: Comparison) -> list[str]:
     if not _sources(comparison):
         return []
     below = "; below the line: not trained here" if comparison.published_only else ""
-    return [f"published: not ours; from {', '.join(_sources(comparison))}, each by its own protocol{below}"]
+    doubt = any(not number.verified for number in _sources(comparison).values())
+    recalled = "; ?: recalled, not read in its source" if doubt else ""
+    return [f"published: not ours; from {', '.join(_sources(comparison))}, each by its own protocol{below}{recalled}"]
 
 
 def _sources(comparison: Comparison) -> dict[str, Published]:
@@ -250,7 +252,11 @@ def _difference(difference: Difference | None, networks: int) -> str:
 
 
 def _published_on_terminal(summary: Summary) -> str:
-    return EMPTY if summary.published is None else _percent(summary.published.accuracy / 100)
+    return EMPTY if summary.published is None else _short(summary.published)
+
+
+def _short(number: Published) -> str:
+    return _percent(number.accuracy / 100) + ("" if number.verified else "?")
 
 
 def _published(summary: Summary) -> str:

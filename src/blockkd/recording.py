@@ -1,4 +1,4 @@
-"""The teacher's logits on disk: every view of every image goes through the teacher once.
+"""The teacher's logits on disk: every view of every image, and every sentence, goes through the teacher once.
 
 For all students, all methods and all seeds, and for several processes at a time. Methods that need of the teacher's own
 forward pass nothing but its logits (plain KD with any logit distance; Block-KD, whose stones go through the teacher's
@@ -19,13 +19,16 @@ import torch
 from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from blockkd.calling import Inputs
 from blockkd.data.images import FiniteViews
 from blockkd.devices import has_room
 from blockkd.ranks import rank, world_size
 from blockkd.runs import write_text
 
 IDENTITY, LOGITS, CLASSES, FILLED = "identity.json", "logits.f16", "classes.i32", "filled.u8"
+EXACT_LOGITS = "logits.f32"
 FLUSHED = 50  # batches, after which what was recorded ahead is put on disk
 DTYPE = torch.float16  # rounds a logit z by at most 2^-11 · |z|
 
@@ -35,7 +38,7 @@ class RecordError(ValueError):
 
 
 class LogitTable:
-    """Logits of every view of every image, as float16 in a file that processes share.
+    """Logits of every view of every sample, as numbers in a file that processes share.
 
     A row counts as recorded when it is marked in a second file. Marks are set by ``flush`` alone, when the rows are on
     disk: a process that dies, and a machine that does, leave no row that is marked and wrong. Where two processes
@@ -48,6 +51,7 @@ class LogitTable:
         top: how many of the largest logits of a row are kept, and beside them one number for all others: the logarithm
             of the sum of their exponentials, so that the softmax of those kept stays what it is, and the others share
             what remains in equal parts. None keeps all.
+        dtype: of the numbers on disk: float16, or float32 for tables that are small all the same.
 
     Attributes:
         created: whether the files were made just now.
@@ -58,12 +62,17 @@ class LogitTable:
     """
 
     def __init__(
-        self, folder: str | Path, identity: Mapping[str, str], shape: tuple[int, int, int], top: int | None = None
+        self,
+        folder: str | Path,
+        identity: Mapping[str, str],
+        shape: tuple[int, int, int],
+        top: int | None = None,
+        dtype: torch.dtype = DTYPE,
     ) -> None:
         if top is not None and not 1 <= top < shape[2]:
             raise RecordError(f"the top {top} of {shape[2]} classes cannot be kept: expected 1 … {shape[2] - 1}")
-        self.folder, self.shape, self.top = Path(folder), shape, top
-        kept = "" if top is None else f", the top {top} of them"
+        self.folder, self.shape, self.top, self.dtype = Path(folder), shape, top, dtype
+        kept = ("" if top is None else f", the top {top} of them") + (", in float32" if dtype != DTYPE else "")
         wanted = dict(identity) | {"shape": f"{shape[0]} images × {shape[1]} views × {shape[2]} classes{kept}"}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
@@ -72,7 +81,9 @@ class LogitTable:
                 self._create(wanted)
             self._check(wanted)
         rows = shape[0] * shape[1]
-        self._files = [_mapped(self.folder / LOGITS, np.float16, (rows, shape[2] if top is None else top + 1))]
+        columns = shape[2] if top is None else top + 1
+        kind = np.float16 if dtype == DTYPE else np.float32
+        self._files: list[np.memmap[Any, Any]] = [_mapped(self.folder / self._logits_file, kind, (rows, columns))]
         if top is not None:
             self._files.append(_mapped(self.folder / CLASSES, np.int32, (rows, top)))
         self._marks_file = _mapped(self.folder / FILLED, np.uint8, (rows,))
@@ -83,7 +94,7 @@ class LogitTable:
     @property
     def nbytes(self) -> int:
         """Bytes on disk, whether filled or not."""
-        return table_bytes(self.shape, self.top)
+        return table_bytes(self.shape, self.top, self.dtype)
 
     def filled(self, rows: Int[Tensor, " B"] | slice = slice(None)) -> Bool[Tensor, " B"]:
         """Which of these rows, of all when left out, are recorded, ``(B,)``."""
@@ -93,7 +104,7 @@ class LogitTable:
         """Record rows; other processes see them after the next ``flush``.
 
         Raises:
-            RecordError: logits of another number of classes, in half precision, or too large for float16.
+            RecordError: logits of another number of classes, in half precision, or too large for the numbers on disk.
         """
         if logits.shape != (len(rows), self.shape[2]):
             raise RecordError(f"the teacher gave {tuple(logits.shape)}, expected {(len(rows), self.shape[2])}")
@@ -102,11 +113,12 @@ class LogitTable:
                 f"the teacher computes in {logits.dtype}, which is too coarse to be recorded for all: "
                 "take precision 32-true or a mixed one, or record no teacher"
             )
-        packed = pack(logits, self.top)
+        packed = pack(logits, self.top, self.dtype)
         if not packed[0].isfinite().all():
+            kind = str(self.dtype).removeprefix("torch.")
             raise RecordError(
-                f"the teacher gives logits of {float(logits.abs().max()):g}, and float16 ends at "
-                f"{torch.finfo(DTYPE).max:g}: this teacher cannot be recorded"
+                f"the teacher gives logits of {float(logits.abs().max()):g}, and {kind} ends at "
+                f"{torch.finfo(self.dtype).max:g}: this teacher cannot be recorded"
             )
         for column, values in zip(self.columns, packed, strict=True):
             column[rows] = values
@@ -147,11 +159,16 @@ class LogitTable:
                 "name another folder, or delete this one"
             )
 
+    @property
+    def _logits_file(self) -> str:
+        return LOGITS if self.dtype == DTYPE else EXACT_LOGITS
+
     def _sizes(self) -> dict[str, int]:
         rows = self.shape[0] * self.shape[1]
+        size = self.dtype.itemsize
         if self.top is None:
-            return {LOGITS: rows * self.shape[2] * 2, FILLED: rows}
-        return {LOGITS: rows * (self.top + 1) * 2, CLASSES: rows * self.top * 4, FILLED: rows}
+            return {self._logits_file: rows * self.shape[2] * size, FILLED: rows}
+        return {self._logits_file: rows * (self.top + 1) * size, CLASSES: rows * self.top * 4, FILLED: rows}
 
 
 class RecordedTeacher:
@@ -162,7 +179,7 @@ class RecordedTeacher:
 
     Args:
         table: what is recorded.
-        resident: whether to keep rows on the images' device; None decides by device and memory.
+        resident: whether to keep rows on the batch's device; None decides by device and memory.
     """
 
     def __init__(self, table: LogitTable, resident: bool | None = None) -> None:
@@ -175,33 +192,36 @@ class RecordedTeacher:
         self,
         indices: Int[Tensor, " B"],
         views: Int[Tensor, " B"],
-        images: Tensor,
-        teacher: Callable[[Tensor], Float[Tensor, "B K"]],
+        inputs: Inputs,
+        teacher: Callable[[Any], Float[Tensor, "B K"]],
     ) -> Float[Tensor, "B K"]:
-        """The teacher's logits of a batch, rounded to float16: by at most 2^-11 of each logit.
+        """The teacher's logits of a batch, rounded as the table is: in float16 by at most 2^-11 of each logit.
 
         Args:
-            indices: which images these are, ``(B,)``.
+            indices: which samples these are, ``(B,)``.
             views: which views of them, ``(B,)``.
-            images: the batch, ``(B, ...)``.
-            teacher: images → logits; run without autocast on those that are not recorded yet.
+            inputs: the batch, images ``(B, ...)`` or named tensors of sentences.
+            teacher: batch → logits; run without autocast on those that are not recorded yet.
 
         Returns:
-            ``(B, K)``, of the images' type and on their device.
+            ``(B, K)``, on the batch's device: of the images' type, of sentences float32.
 
         Raises:
-            RecordError: there are no such images or views, or the teacher's logits cannot be recorded.
+            RecordError: there are no such samples or views, or the teacher's logits cannot be recorded.
         """
+        first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+        dtype = first.dtype if isinstance(inputs, Tensor) else torch.float32
         if self._complete and self._copy:
             rows = indices * self.table.shape[1] + views
-            return self.table.read([column[rows] for column in self._copy]).to(images.dtype)
+            return self.table.read([column[rows] for column in self._copy]).to(dtype)
         rows = self._rows(indices, views)
         missing = ~self.table.filled(rows)
         if missing.any():
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                fresh = teacher(images[missing.to(images.device)])
+            chosen = missing.to(first.device)
+            with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+                fresh = teacher(tree_map(lambda tensor: tensor[chosen], inputs))
             self.table.write(rows[missing], fresh.detach().cpu())
-        return self._read(rows, images.device).to(images.dtype)
+        return self._read(rows, first.device).to(dtype)
 
     def flush(self) -> None:
         """Put on disk what was recorded since the last time, for other processes and later runs."""
@@ -243,13 +263,13 @@ def teacher_identity(teacher: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def pack(logits: Float[Tensor, "B K"], top: int | None) -> tuple[Tensor, ...]:
-    """Logits → what is kept of them: all in float16, or the largest and the rest's log-sum-exp, and their classes."""
+def pack(logits: Float[Tensor, "B K"], top: int | None, dtype: torch.dtype = DTYPE) -> tuple[Tensor, ...]:
+    """Logits → what is kept of them: all, or the largest and the rest's log-sum-exp, and their classes."""
     if top is None:
-        return (logits.to(DTYPE),)
+        return (logits.to(dtype),)
     largest, classes = logits.topk(top, dim=1)
     rest = logits.scatter(1, classes, -math.inf).logsumexp(dim=1, keepdim=True)
-    return torch.cat([largest, rest], dim=1).to(DTYPE), classes.to(torch.int32)
+    return torch.cat([largest, rest], dim=1).to(dtype), classes.to(torch.int32)
 
 
 def unpack(kept: Sequence[Tensor], classes: int) -> Float[Tensor, "B K"]:
@@ -266,7 +286,7 @@ def unpack(kept: Sequence[Tensor], classes: int) -> Float[Tensor, "B K"]:
 def fill(
     recorded: RecordedTeacher,
     images: FiniteViews,
-    teacher: Callable[[Tensor], Float[Tensor, "B K"]],
+    teacher: Callable[[Any], Float[Tensor, "B K"]],
     device: torch.device,
     batch_size: int = 512,
     share: tuple[int, int] = (0, 1),
@@ -290,8 +310,8 @@ def fill(
     missing = (~table.filled()).nonzero()[:, 0][share[0] :: share[1]]
     missing = missing[missing % world_size() == rank()]
     for number, rows in enumerate(missing.split(batch_size) if len(missing) else ()):
-        pictures, _ = images.batch(rows // views, rows % views)
-        recorded.lookup(rows // views, rows % views, pictures.to(device), teacher)
+        inputs, _ = images.batch(rows // views, rows % views)
+        recorded.lookup(rows // views, rows % views, tree_map(lambda tensor: tensor.to(device), inputs), teacher)
         if (number + 1) % FLUSHED == 0:
             recorded.flush()
         yield len(missing) - min((number + 1) * batch_size, len(missing))
@@ -301,12 +321,12 @@ def fill(
 def record_teacher(
     folder: str | Path, teacher: nn.Module, images: FiniteViews, num_classes: int, top: int | None = None
 ) -> RecordedTeacher:
-    """Open the record of this teacher on these training images, or begin it.
+    """Open the record of this teacher on these training samples, or begin it.
 
     Args:
         folder: where it is, or will be.
         teacher: whose logits they are, as it was trained: before its batch norm is folded.
-        images: the training images, augmented as they will be in training.
+        images: the training images, augmented as they will be in training; or sentences, of which there is one view.
         num_classes: K.
         top: how many of the largest logits to keep of each view; None keeps all. See ``LogitTable``.
 
@@ -315,13 +335,15 @@ def record_teacher(
         ValueError: the images cannot be told apart from others.
     """
     identity = {"teacher": teacher_identity(teacher)} | images.identity()
-    return RecordedTeacher(LogitTable(folder, identity, (len(images), images.n_views, num_classes), top))
+    shape = len(images), images.n_views, num_classes
+    return RecordedTeacher(LogitTable(folder, identity, shape, top, getattr(images, "logits_dtype", DTYPE)))
 
 
-def table_bytes(shape: tuple[int, int, int], top: int | None = None) -> int:
-    """What a table takes on disk: two bytes a number, four for a class of the top, and one for a row's mark."""
+def table_bytes(shape: tuple[int, int, int], top: int | None = None, dtype: torch.dtype = DTYPE) -> int:
+    """What a table takes on disk: two bytes a number in float16, four for a class of the top, one for a row's mark."""
     images, views, classes = shape
-    return images * views * (2 * classes + 1 if top is None else 6 * top + 3)
+    size = dtype.itemsize
+    return images * views * (size * classes + 1 if top is None else size * (top + 1) + 4 * top + 1)
 
 
 def _mapped(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> "np.memmap[Any, Any]":

@@ -283,6 +283,7 @@ class DistillationModule(LightningModule):
     def _context(self, inputs: Any, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
         context = {"indices": numbers[0]} if numbers and self.distiller.needs_indices else {}
         if self.recorded is not None:
+            numbers = self._numbers(numbers)
             if len(numbers) < 2:
                 raise ValueError(
                     "the teacher is recorded, but the batch does not say which images and which views of them it "
@@ -291,6 +292,11 @@ class DistillationModule(LightningModule):
             indices, views, *_ = numbers
             context["recorded"] = self.recorded.lookup(indices, views, inputs, self.distiller.teacher_logits)
         return context
+
+    def _numbers(self, numbers: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Indices and views; the only view there is need not be said."""
+        only = self.recorded is not None and self.recorded.table.shape[1] == 1 and len(numbers) == 1
+        return [numbers[0], torch.zeros_like(numbers[0])] if only else numbers
 
     def _laid_out(self, batch: Batch) -> tuple[Any, ...]:
         inputs, *rest = batch

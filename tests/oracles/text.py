@@ -23,28 +23,28 @@ def hidden(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
             if mask[b, t]
             for d in range(student.shape[2])
         ]
-        examples.append(sum(squares) / len(squares))
-    return sum(examples) / len(examples)
+        examples.append(torch.stack(squares).mean())
+    return torch.stack(examples).mean()
 
 
 def scores(queries: Tensor, keys: Tensor, b: int, h: int, mask: Tensor) -> list[list[Tensor]]:
     """Row by row ``q · k / √d`` of the real tokens of one example and head; ``(B, H, L, d)``."""
     real = [t for t in range(mask.shape[1]) if mask[b, t]]
     d = queries.shape[3]
-    return [[sum(queries[b, h, t] * keys[b, h, u]) / d**0.5 for u in real] for t in real]  # type: ignore[misc]
+    return [[(queries[b, h, t] * keys[b, h, u]).sum() / d**0.5 for u in real] for t in real]
 
 
 def attention(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
     """arXiv 1909.10351, equation 7: ``1/h Σ_i MSE(A_i^S, A_i^T)`` of each example; queries and keys of both."""
     examples = []
-    heads = student[0].shape[1]
     for b in range(len(mask)):
         errors = []
-        for h in range(heads):
-            ours, theirs = (torch.stack([torch.stack(r) for r in scores(*qk, b, h, mask)]) for qk in (student, teacher))
-            errors.append(((ours - theirs) ** 2).mean())
-        examples.append(sum(errors) / heads)
-    return sum(examples) / len(examples)
+        for h in range(student[0].shape[1]):
+            ours, theirs = scores(student[0], student[1], b, h, mask), scores(teacher[0], teacher[1], b, h, mask)
+            squares = [(x - y) ** 2 for row in zip(ours, theirs, strict=True) for x, y in zip(*row, strict=True)]
+            errors.append(torch.stack(squares).mean())
+        examples.append(torch.stack(errors).mean())
+    return torch.stack(examples).mean()
 
 
 def regrouped(vectors: Tensor, heads: int) -> Tensor:
@@ -53,23 +53,20 @@ def regrouped(vectors: Tensor, heads: int) -> Tensor:
     return torch.stack(whole.chunk(heads, dim=2), dim=1)
 
 
-def relation(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, mask: Tensor, causal: bool = False
-) -> Tensor:
+def relation(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, mask: Tensor) -> Tensor:
     """arXiv 2012.15828, L_ij: ``1/(R |x|) Σ_a Σ_t KL(R^T_{a,t} ‖ R^S_{a,t})`` of each example."""
     examples = []
     ours, theirs = ([regrouped(x, heads) for x in pair] for pair in (student, teacher))
     for b in range(len(mask)):
         divergences = []
         for a in range(heads):
-            rows = zip(scores(*ours, b, a, mask), scores(*theirs, b, a, mask), strict=True)
-            for t, (q, p) in enumerate(rows):
-                seen = t + 1 if causal else len(q)
-                ps, qs = (torch.stack(row[:seen]).exp() for row in (p, q))
+            found, wanted = (scores(pair[0], pair[1], b, a, mask) for pair in (ours, theirs))
+            for q, p in zip(found, wanted, strict=True):
+                ps, qs = (torch.stack(row).exp() for row in (p, q))
                 ps, qs = ps / ps.sum(), qs / qs.sum()
-                divergences.append(sum(ps * (ps / qs).log()))
-        examples.append(sum(divergences) / len(divergences))
-    return sum(examples) / len(examples)  # type: ignore[return-value]
+                divergences.append((ps * (ps / qs).log()).sum())
+        examples.append(torch.stack(divergences).mean())
+    return torch.stack(examples).mean()
 
 
 def mixed(embedded: Tensor, students: list, teachers: list, replaced: list[bool]) -> Tensor:  # type: ignore[type-arg]

@@ -115,7 +115,7 @@ def gradients(distiller: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("width", [16, 8])
 def test_tinybert_is_the_equations_in_value_and_gradient(width: int) -> None:
-    options = {"beta": 2.0, "attention": 0.5, "embeddings": 0.25, "alpha": 0.3, "logit_weight": 0.7}
+    options: dict[str, Any] = {"beta": 2.0, "attention": 0.5, "embeddings": 0.25, "alpha": 0.3, "logit_weight": 0.7}
     distiller = made(TinyBERT, width=width, **options).eval()
     inputs = sentences(LENGTHS)
     mask = inputs["attention_mask"]
@@ -134,8 +134,8 @@ def test_tinybert_is_the_equations_in_value_and_gradient(width: int) -> None:
     for i in (1, 2):
         mapped = ours[i] @ distiller.connectors[str(i)].weight.T
         expected[f"feature/block_{i}"] = 2.0 * oracle.hidden(mapped, theirs[i], mask)
-        pairs = compared("QK", distiller, inputs, (i, 2 * i))
-        expected[f"attention/block_{i}"] = 2.0 * 0.5 * oracle.attention(*pairs, mask)
+        own, other = compared("QK", distiller, inputs, (i, 2 * i))
+        expected[f"attention/block_{i}"] = 2.0 * 0.5 * oracle.attention(own, other, mask)
     logits, target = (logits_of(network, inputs) for network in (distiller.student, distiller.teacher))
     expected["task/student"] = 0.3 * stones.task(logits, LABELS)
     expected["distill/student"] = 0.7 * stones.distance(logits, target.detach(), 1.0)
@@ -154,7 +154,7 @@ def test_tinybert_is_the_equations_in_value_and_gradient(width: int) -> None:
 def test_minilm_is_the_equations_in_value_and_gradient(
     width: int, relations: list[str], heads: int | None, layer: int | None
 ) -> None:
-    options = {"relations": relations, "relation_heads": heads, "teacher_layer": layer}
+    options: dict[str, Any] = {"relations": relations, "relation_heads": heads, "teacher_layer": layer}
     distiller = made(MiniLM, width=width, beta=3.0, alpha=0.3, **options).eval()
     inputs = sentences(LENGTHS)
     losses = distiller(inputs, LABELS)
@@ -164,8 +164,8 @@ def test_minilm_is_the_equations_in_value_and_gradient(
     distiller.zero_grad()
     expected = {"task/student": 0.3 * stones.task(logits_of(distiller.student, inputs), LABELS)}
     for letters in relations:
-        pairs = compared(letters, distiller, inputs, (2, layer or 4))
-        expected[f"relation/{letters}"] = 3.0 * oracle.relation(*pairs, heads or 2, inputs["attention_mask"])
+        own, other = compared(letters, distiller, inputs, (2, layer or 4))
+        expected[f"relation/{letters}"] = 3.0 * oracle.relation(own, other, heads or 2, inputs["attention_mask"])
     assert set(losses.terms) == set(expected)
     for name, term in losses.terms.items():
         torch.testing.assert_close(term, expected[name])
@@ -248,7 +248,8 @@ def test_nothing_on_padding_reaches_the_losses() -> None:
     real = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     vectors = torch.randn(2, 2, 3, 4, dtype=torch.float64)
     spoiled = vectors.masked_fill(~real[:, None, :, None], float("nan")).requires_grad_()
-    logs = [log_relation(*[in_heads(x, 4, real)] * 2, real) for x in (spoiled, vectors.flip(1))]
+    regrouped = [in_heads(x, 4, real) for x in (spoiled, vectors.flip(1))]
+    logs = [log_relation(x, x, real) for x in regrouped]
     (gradient,) = torch.autograd.grad(relation_loss(logs[0], logs[1], real), spoiled)
     assert gradient.isfinite().all()
     given = torch.randn(2, 2, 3, 3, dtype=torch.float64)

@@ -9,10 +9,18 @@ from torch import nn
 
 from blockkd.block_kd import BlockKD
 from blockkd.calling import logits_of
-from blockkd.text.fitting_together import MismatchError, check_labels, check_length, check_vocabulary, longest
+from blockkd.text.fitting_together import (
+    MismatchError,
+    check_labels,
+    check_length,
+    check_tokenizers,
+    check_vocabulary,
+    longest,
+)
 from blockkd.text.pretrained import load_start, load_teacher
 from blockkd.text.students import student_of
 from blockkd.text.tasks import TASKS
+from blockkd.text.vocabulary import tokenizer_beside
 from tests.text.families import TEXT, classifier, sentences, transformers
 from tests.text.tokens import tokenizer
 
@@ -179,6 +187,58 @@ def test_vocabularies_are_compared() -> None:
     small.config.vocab_size, small.config.pad_token_id = 50, 0
     with pytest.raises(MismatchError, match="pads with token 1 and BertForSequenceClassification takes 0"):
         check_vocabulary(tokenizer(), small)
+
+
+def saved(folder: Path, more: list[str], seed: int = 0) -> Any:
+    """A network in a folder, with a tokenizer that knows further words, loaded from there."""
+    write = tokenizer()
+    write.add_tokens(more)
+    write.save_pretrained(folder)
+    network: Any = classifier("bert", layers=1, seed=seed)
+    network.save_pretrained(folder)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_tokenizers_are_compared_token_by_token() -> None:
+    one, other = tokenizer(), tokenizer()
+    check_tokenizers(one, other)
+    one.add_tokens(["sublime", "dull"])
+    other.add_tokens(["dull", "sublime"])
+    words = "the teacher and the student do not read the same tokens: 'dull' is number 20 to the teacher and number 19"
+    with pytest.raises(MismatchError, match=words):
+        check_tokenizers(one, other)
+    with pytest.raises(
+        MismatchError, match=r"'sublime' is number 19 to A and unknown to B, and so with 2 of 21 tokens"
+    ):
+        check_tokenizers(one, tokenizer(), ("A", "B"))
+
+
+def test_the_tokenizer_beside_a_network_is_compared_with_the_one_given(tmp_path: Path) -> None:
+    teacher, student = saved(tmp_path / "teacher", ["sublime"]), saved(tmp_path / "student", ["dull"], 1)
+    beside = tokenizer_beside(teacher)
+    assert beside is not None
+    assert beside.get_vocab()["sublime"] == 19
+    assert tokenizer_beside(classifier("bert")) is None
+    assert tokenizer_beside(nn.Linear(2, 2)) is None
+    check_vocabulary(beside, teacher)
+    check_vocabulary(None, teacher, classifier("bert"))
+    with pytest.raises(
+        MismatchError, match=r"the tokenizer given and the BertFor\S+ of '.*student' do not read the same"
+    ):
+        check_vocabulary(beside, teacher, student)
+    with pytest.raises(MismatchError, match=r"of '.*teacher' and the BertFor\S+ of '.*student' do not .*: 'dull'"):
+        check_vocabulary(None, teacher, student)
+    (tmp_path / "student" / "tokenizer.json").write_text("{")
+    assert tokenizer_beside(student) is None
+
+
+def test_the_trainer_compares_tokenizers(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from tests.text.test_trainer import trainer
+
+    networks = saved(tmp_path / "teacher", ["sublime"]), classifier("bert", layers=1, width=8, seed=1)
+    with pytest.raises(MismatchError, match=r"'sublime' is unknown to the tokenizer given and number 19 to the Bert"):
+        trainer(tmp_path, networks)
 
 
 def test_lengths_are_compared() -> None:

@@ -1,8 +1,11 @@
 """What must fit together before a transformer is distilled: labels, vocabulary, length."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+from blockkd.text.vocabulary import tokenizer_beside
 
 
 class MismatchError(ValueError):
@@ -38,14 +41,18 @@ def check_labels(teacher: nn.Module, student: nn.Module) -> None:
 def check_vocabulary(tokenizer: Any, *networks: nn.Module) -> None:
     """Compare a tokenizer with the networks that are to read what it writes.
 
+    A network that was loaded from a folder with a tokenizer beside it is known to read that one's tokens: their
+    vocabularies are compared token by token.
+
     Args:
         tokenizer: of transformers; None where none is at hand, then the networks are compared with each other.
         networks: with configurations; of those that have no vocabulary nothing is asked.
 
     Raises:
-        MismatchError: the tokenizer writes tokens that a network does not know, pads with another one than a network
-            expects, or, without one, the networks know different numbers of tokens.
+        MismatchError: the tokenizer writes tokens that a network does not know, or by other numbers, pads with another
+            one than a network expects, or, without one, the networks know different numbers of tokens.
     """
+    _check_own_tokenizers(tokenizer, *networks)
     sizes = {network: size for network in networks if isinstance(size := _setting(network, "vocab_size"), int)}
     if tokenizer is None or not hasattr(tokenizer, "pad_token_id"):
         if len(set(sizes.values())) > 1:
@@ -70,6 +77,33 @@ def check_vocabulary(tokenizer: Any, *networks: nn.Module) -> None:
             )
 
 
+def check_tokenizers(one: Any, other: Any, names: tuple[str, str] = ("the teacher", "the student")) -> None:
+    """Compare two tokenizers token by token; what is read by one network must be what the other reads.
+
+    Args:
+        one: a tokenizer of transformers.
+        other: another one.
+        names: whose they are.
+
+    Raises:
+        MismatchError: a token has another number in one than in the other, or is in one of them only.
+    """
+    ours, theirs = other.get_vocab(), one.get_vocab()
+    different = [token for token in {**theirs, **ours} if theirs.get(token) != ours.get(token)]
+    if not different:
+        return
+    # The first by number says most: what comes after one that is missing is moved as well.
+    token = min(different, key=lambda token: (min(_numbers(token, theirs, ours)), token))
+    said = " and ".join(
+        f"{'number ' + str(vocabulary[token]) if token in vocabulary else 'unknown'} to {name}"
+        for name, vocabulary in zip(names, (theirs, ours), strict=True)
+    )
+    raise MismatchError(
+        f"{names[0]} and {names[1]} do not read the same tokens: {token!r} is {said}, and so with {len(different)} of "
+        f"{len({**theirs, **ours})} tokens; take networks with one tokenizer, such as a student made of its teacher"
+    )
+
+
 def check_length(length: int, *networks: nn.Module) -> None:
     """Raises MismatchError if sequences of so many tokens are longer than a network has positions for."""
     for network in networks:
@@ -92,6 +126,21 @@ def longest(network: nn.Module) -> int | None:
     ]
     shifted = [table.padding_idx + 1 for table in tables if table.padding_idx is not None]
     return positions - max(shifted, default=0)
+
+
+def _check_own_tokenizers(tokenizer: Any, *networks: nn.Module) -> None:
+    """Compare the tokenizers that lie beside networks with the one given, and with each other."""
+    known = [("the tokenizer given", tokenizer)] if hasattr(tokenizer, "get_vocab") else []
+    for network in networks:
+        own = tokenizer_beside(network)
+        if own is not None:
+            known.append((f"the {type(network).__name__} of {network.config._name_or_path!r}", own))  # type: ignore[union-attr]
+    for name, own in known[1:]:
+        check_tokenizers(known[0][1], own, (known[0][0], name))
+
+
+def _numbers(token: str, *vocabularies: Mapping[str, int]) -> list[int]:
+    return [vocabulary[token] for vocabulary in vocabularies if token in vocabulary]
 
 
 def _setting(network: nn.Module, name: str) -> Any:

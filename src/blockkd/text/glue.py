@@ -16,6 +16,7 @@ from blockkd.data.splitting import hold_out
 from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary
 from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
+from blockkd.text.vocabulary import tokenizer_identity
 
 
 class Glue(ImageData):
@@ -119,10 +120,7 @@ class Glue(ImageData):
         whole, test = (self._tokenized(splits[name], name) for name in names)
         rest, held_out = self._held_out(whole[1])
         return Parts(
-            *(
-                TokenizedSentences({name: [rows[i] for i in chosen] for name, rows in columns.items()}, labels[chosen])
-                for (columns, labels), chosen in ((whole, rest), (whole, held_out), (test, list(range(len(test[1])))))
-            )
+            self._chosen(*whole, rest), self._chosen(*whole, held_out), self._chosen(*test, list(range(len(test[1]))))
         )
 
     def example(self, size: int = 2) -> Tokens:  # type: ignore[override]
@@ -157,6 +155,13 @@ class Glue(ImageData):
     def _padding(self) -> Padding:
         lengths = [-(-self.max_length * i // self.n_lengths) for i in range(1, self.n_lengths + 1)]
         return Padding(self.tokenizer, lengths)
+
+    def _chosen(
+        self, columns: dict[str, list[list[int]]], labels: Real[Tensor, " N"], chosen: list[int]
+    ) -> TokenizedSentences:
+        made_by = {"tokenizer": tokenizer_identity(self.tokenizer), "max_length": str(self.max_length)}
+        some = {name: [rows[i] for i in chosen] for name, rows in columns.items()}
+        return TokenizedSentences(some, labels[chosen], self._padding(), made_by)
 
     def _held_out(self, labels: Real[Tensor, " N"]) -> tuple[list[int], list[int]]:
         # The numbers of a regression are told apart as roughly as classes are, so that all sizes are in both parts.
