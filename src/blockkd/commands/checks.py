@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.loggers import check_logger
 from blockkd.commands.preflight import Trial, trial
 from blockkd.commands.recipe import (
     DistillRecipe,
@@ -77,6 +78,7 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
         example = recipe.data.example()
     with user_input("cannot use the trainer's options"):
         check_strategy(recipe.trainer)
+    check_logger(recipe.logger)
     teacher = build_network(recipe.teacher.network, "teacher")
     said = recipe.teacher.accuracy
     if said is not None and not 0 < said <= 1:

@@ -19,6 +19,7 @@ from blockkd.commands.checkpoints import remove_checkpoints
 from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, fit, make_trainer
+from blockkd.commands.loggers import live_loggers
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -234,7 +235,10 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     if epochs:
         try:
             watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
-            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers)
+            loggers = live_loggers(recipe.logger, place.folder, job)
+            rows = fit(
+                module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers, loggers
+            )
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:
