@@ -3,15 +3,16 @@
     python benchmarks/sst2_small.py --data ../shared/data/glue --seeds 5
 
 The tokenizer is trained on the training sentences, the teacher (6 layers, width 128) on 90 % of them. Each student
-copies two of its layers and is trained by each method at each of the learning rates; the rate is chosen per method on
-the 10 % held out, by the mean over the seeds, and the field's development set is read at the last epoch only. Rows go
-to a CSV as they come, and what is there already is not done again.
+copies two of its layers. With one seed of its own each method is tried at each of the learning rates, and the one that
+is best on the 10 % held out is taken for the seeds that count; of these the field's development set is read, at the
+last epoch. Rows go to a CSV as they come, and what is there already is not done again.
 """
 
 import argparse
 import csv
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from blockkd.text.training import TextDistillationModule
 
 FIELDS = ("method", "rate", "seed", "held_out", "development")
 DISTANCE = KL(2.0)
+SELECTION_SEED = 100
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 METHODS = ("fine-tuning", "KD", "PKD", "Theseus", "Block-KD", "Block-KD light")
 
@@ -66,12 +68,16 @@ def new_teacher(vocabulary: int) -> Any:
     return transformers.BertForSequenceClassification(config)
 
 
-def fit(distiller: Distiller, data: Glue, rate: float, epochs: int) -> tuple[float, float]:
-    """Train, and the accuracy on the held-out part and on the development set at the last epoch."""
+def fit(distiller: Distiller, data: Glue, rate: float, epochs: int, batches: int | None = None) -> tuple[float, float]:
+    """Train, and the accuracy on the held-out part and on the development set at the last epoch.
+
+    An epoch here is ``batches`` batches of a new random order, or all of them.
+    """
     module = TextDistillationModule(distiller, data.task, partial(torch.optim.AdamW, lr=rate, weight_decay=0.01))
     trainer = Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False, gradient_clip_val=1.0,
-        enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        max_epochs=epochs, limit_train_batches=batches, limit_val_batches=0, num_sanity_val_steps=0,
+        gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, data)
     parts = data.val_dataloader(), data.test_dataloader()
@@ -84,7 +90,7 @@ def main() -> None:
     options = _options()
     out = Path(options.out)
     tokenizer = train_tokenizer(Path(options.data), 8000)
-    data = Glue("sst2", tokenizer, options.data, max_length=64, batch_size=32)
+    data = Glue("sst2", tokenizer, options.data, max_length=64, n_lengths=8, batch_size=32)
     seed_everything(0, workers=False, verbose=False)
     teacher = new_teacher(len(tokenizer))
     file = out.with_suffix(".teacher.pt")
@@ -95,34 +101,75 @@ def main() -> None:
             *fit(CrossEntropy(None, teacher), data, 5e-4, options.teacher_epochs)
         ), flush=True)  # fmt: skip
         torch.save(teacher.state_dict(), file)
-    rows = _read(out)
-    steps = len(data.train_dataloader()) * options.epochs
+    study = Study(teacher, data, options.epochs, options.batches, out, _read(out))
+    for name in options.methods:
+        for rate in options.rates:
+            study.run(name, rate, SELECTION_SEED)
     for seed in range(options.seeds):
         for name in options.methods:
-            for rate in options.rates:
-                if any((row["method"], float(row["rate"]), int(row["seed"])) == (name, rate, seed) for row in rows):
-                    continue
-                seed_everything(seed, workers=False, verbose=False)
-                data.order_seed = seed
-                distiller = make(name, teacher, student_of(teacher, 2), data.example(), steps)
-                held_out, development = fit(distiller, data, rate, options.epochs)
-                row = dict(zip(FIELDS, (name, rate, seed, f"{held_out:.4f}", f"{development:.4f}"), strict=True))
-                rows.append({key: str(value) for key, value in row.items()})
-                _append(out, row)
-                print(row, flush=True)
-    _print_table(rows)
+            study.run(name, study.best_rate(name), seed)
+    study.print_table()
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
-    for name in dict.fromkeys(row["method"] for row in rows):
-        by_rate: dict[str, list[dict[str, str]]] = {}
-        for row in rows:
-            if row["method"] == name:
-                by_rate.setdefault(row["rate"], []).append(row)
-        best = max(by_rate, key=lambda rate: statistics.mean(float(row["held_out"]) for row in by_rate[rate]))
-        scores = [100 * float(row["development"]) for row in by_rate[best]]
-        spread = statistics.stdev(scores) if len(scores) > 1 else float("nan")
-        print(f"| {name} | {best} | {statistics.mean(scores):.2f} ± {spread:.2f} | n = {len(scores)} |")
+@dataclass
+class Study:
+    """What has been run, and the means to run more.
+
+    Attributes:
+        teacher: of all students.
+        data: SST-2.
+        epochs: of each student, between which the rate goes down.
+        batches: in an epoch.
+        out: where the rows go.
+        rows: those so far.
+    """
+
+    teacher: Any
+    data: Glue
+    epochs: int
+    batches: int
+    out: Path
+    rows: list[dict[str, str]]
+
+    def run(self, name: str, rate: float, seed: int) -> None:
+        """Train a student, unless that was done."""
+        if any((row["method"], float(row["rate"]), int(row["seed"])) == (name, rate, seed) for row in self.rows):
+            return
+        seed_everything(seed, workers=False, verbose=False)
+        self.data.order_seed = seed
+        steps = self.batches * self.epochs
+        distiller = make(name, self.teacher, student_of(self.teacher, 2), self.data.example(), steps)
+        held_out, development = fit(distiller, self.data, rate, self.epochs, self.batches)
+        row = dict(zip(FIELDS, (name, rate, seed, f"{held_out:.4f}", f"{development:.4f}"), strict=True))
+        self.rows.append({key: str(value) for key, value in row.items()})
+        _append(self.out, row)
+        print(row, flush=True)
+
+    def best_rate(self, name: str) -> float:
+        """The rate that was best on the held-out part, with the seed that is for choosing."""
+        tried = [row for row in self.rows if (row["method"], int(row["seed"])) == (name, SELECTION_SEED)]
+        return float(max(tried, key=lambda row: float(row["held_out"]))["rate"])
+
+    def print_table(self) -> None:
+        """Development accuracy of each method, and its difference to KD's, paired by seed."""
+        scores = {
+            name: {int(row["seed"]): 100 * float(row["development"]) for row in self._counted(name)}
+            for name in dict.fromkeys(row["method"] for row in self.rows)
+        }
+        for name, found in scores.items():
+            to_kd = [found[seed] - scores["KD"][seed] for seed in found if seed in scores.get("KD", {})]
+            print(f"| {name} | {self.best_rate(name):g} | {_spread(list(found.values()))} | {_spread(to_kd)} |")
+
+    def _counted(self, name: str) -> list[dict[str, str]]:
+        best = self.best_rate(name)
+        wanted = [row for row in self.rows if row["method"] == name and int(row["seed"]) != SELECTION_SEED]
+        return [row for row in wanted if float(row["rate"]) == best]
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"n = {len(values)}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} (n = {len(values)})"
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -146,9 +193,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder with GLUE in the hub's layout")
     parser.add_argument("--out", default="sst2_small.csv", help="where the rows go")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=100, help="in an epoch of a student")
     parser.add_argument("--teacher-epochs", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 5e-4])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     return parser.parse_args()
 

@@ -179,10 +179,13 @@ class BlockKD(BlockwiseDistiller):
         if not self.stones:
             return {}
         self._keep_teacher_frozen()
-        connected = {i: self.connectors[str(i)](features[i - 1]) for i in self.stones}
+        connected = self._connected(features)
         with torch.no_grad():
             beside = self.teacher_blocks.beside(inputs, **context)
         return stone_logits(self.teacher_blocks, connected, **beside)
+
+    def _connected(self, features: Sequence[Tensor]) -> dict[int, Float[Tensor, "B ..."]]:
+        return {i: self.connectors[str(i)](features[i - 1]) for i in self.stones}
 
 
 def _stone_weights(given: Sequence[float] | None, stones: Sequence[int], n: int) -> dict[int, float]:

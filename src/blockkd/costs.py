@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blockkd.block_kd import BlockKD
 from blockkd.blocks import Blocks
+from blockkd.calling import Inputs, count, logits_of
 from blockkd.distiller import Distiller
 from blockkd.ranks import alone
 
@@ -26,7 +27,7 @@ def parameters(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def flops(network: nn.Module, example: Tensor) -> int:
+def flops(network: nn.Module, example: Inputs, **beside: Any) -> int:
     """Floating-point operations of one forward pass for one input, a multiply-add counted as two.
 
     Counted by ``torch.utils.flop_counter``: convolutions, matrix products and attention; what is neither
@@ -35,16 +36,17 @@ def flops(network: nn.Module, example: Tensor) -> int:
     Args:
         network: put into evaluation mode for the count, and back after it.
         example: a batch of inputs ``(B, ...)``.
+        beside: what else the network, or the part of one, is called with.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with FlopCounterMode(display=False) as counter:
-            network(example)
+            logits_of(network, example) if not beside else network(example, **beside)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return int(counter.get_total_flops()) // len(example)
+    return int(counter.get_total_flops()) // count(example)
 
 
 def step_flops(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:
@@ -68,41 +70,43 @@ def step_flops(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **
     return int(counter.get_total_flops())
 
 
-def block_costs(blocks: Blocks, example: Tensor) -> list[tuple[int, int]]:
+def block_costs(blocks: Blocks, example: Inputs) -> list[tuple[int, int]]:
     """Parameters, and FLOPs of a forward pass for one input, of each block and at last of the classifier.
 
     Args:
         blocks: a network, cut.
-        example: a batch of inputs ``(B, ...)``.
+        example: a batch of inputs ``(B, ...)``, one tensor or named ones.
     """
     found = []
-    inputs = example
+    inputs: Any = example
     with torch.no_grad():
+        beside = blocks.beside(example)
         for part in (*blocks.blocks, blocks.classifier):
-            found.append((parameters(part), flops(part, inputs)))
-            inputs = part(inputs)
+            found.append((parameters(part), flops(part, inputs, **beside)))
+            inputs = part(inputs, **beside)
     return found
 
 
-def stone_flops(distiller: BlockKD, stone: int, example: Tensor) -> int:
+def stone_flops(distiller: BlockKD, stone: int, example: Inputs) -> int:
     """FLOPs that a stone adds to a training step, for one input: its connector three times (forward, gradient of input
     and of weights), the frozen tail twice.
 
     Args:
         distiller: the method.
         stone: which of its stones, 1 … n.
-        example: a batch of inputs ``(B, ...)``.
+        example: a batch of inputs ``(B, ...)``, one tensor or named ones.
     """
     teacher, student = distiller.teacher_blocks, distiller.student_blocks
     with torch.no_grad():
         features, _ = student.run(example)
+        beside = teacher.beside(example)
     feature = features[stone - 1].requires_grad_()
     with FlopCounterMode(display=False) as counter:
         tail = distiller.connectors[str(stone)](feature)
         for block in teacher.blocks[stone:]:
-            tail = block(tail)
-        teacher.classifier(tail).sum().backward()
-    return int(counter.get_total_flops()) // len(example)
+            tail = block(tail, **beside)
+        teacher.classifier(tail, **beside).sum().backward()
+    return int(counter.get_total_flops()) // count(example)
 
 
 def saved_bytes(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:

@@ -62,7 +62,7 @@ class Distiller(nn.Module, ABC):
 
     reads_batch_norm: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
-    leaves_unused: ClassVar[bool] = False
+    leaves_unused: bool = False
     needs_indices: bool = False
     takes_recorded: bool = False
 

@@ -315,5 +315,5 @@ def _output_trouble(recorded: Trace, batch: int) -> str | None:
     got = "several values" if shape is None else f"a tensor {shape} for a batch of {batch}"
     return (
         f"returns {got}, expected logits (batch, classes): switch auxiliary outputs off, or wrap it in a module "
-        "whose forward returns the logits alone"
+        "whose forward returns the logits alone (blockkd.models.logits_only.returning_logits does so for transformers)"
     )

@@ -68,13 +68,25 @@ class Stack:
 
 
 def run_whole(
-    network: nn.Module, stack: Stack, inputs: Inputs, context: Mapping[str, Any]
+    network: nn.Module,
+    stack: Stack,
+    inputs: Inputs,
+    context: Mapping[str, Any],
+    run: Callable[[int, nn.Module, Call], Any] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """The network's own forward → the hidden states ``(B, L, D)`` after each layer, and its logits ``(B, K)``."""
+    """The network's own forward → the hidden states ``(B, L, D)`` after each layer, and its logits ``(B, K)``.
+
+    Args:
+        network: the network.
+        stack: where its layers are.
+        inputs: a batch.
+        context: further arguments.
+        run: (number from 1, layer, how it is called) → what the layer returns, for who looks inside; calls the layer.
+    """
     states: list[Tensor] = []
 
     def act(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        returned = layer(*args, **kwargs)
+        returned = layer(*args, **kwargs) if run is None else run(len(states) + 1, layer, (args, kwargs))
         states.append(stack.first(returned))
         return returned
 

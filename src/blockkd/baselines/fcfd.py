@@ -81,7 +81,7 @@ class FCFD(BlockwiseDistiller):
 
     reads_batch_norm: ClassVar[bool] = True
     compiles: ClassVar[bool] = False  # each step draws its paths
-    leaves_unused: ClassVar[bool] = True  # the bridges of paths that are not drawn
+    leaves_unused = True  # the bridges of paths that are not drawn
 
     def __init__(
         self,

@@ -96,11 +96,10 @@ class StoredRun:
             path = self.folder.path / job.method / f"seed_{job.seed}" / STUDENT
         if not path.is_file():
             return None
-        if job.method == TEACHER_NAME:
-            network = build_network(self.recipe.teacher.network, TEACHER_NAME)
-        else:
+        network = build_network(self.recipe.teacher.network, TEACHER_NAME)
+        if job.method != TEACHER_NAME:
             line = self.lines[job.method]
-            network = student_for(line.recipe, line.factory, job.method, path)
+            network = student_for(line.recipe, line.factory, job.method, path, network)
         with user_input(f"cannot use the weights of {job} in {self.name}"):
             load_weights(network, path)
         return network
@@ -119,6 +118,9 @@ def read_runs(paths: Sequence[Path]) -> list[StoredRun]:
         if any(folder.path.resolve() == run.folder.path.resolve() for run in runs):
             raise InvalidInputError(f"{path} is given twice; name each run once")
         runs.append(_read(folder, runs[0] if runs else None))
+        sample = runs[-1].recipe.data.sample
+        if sample != "image":
+            raise InvalidInputError(f"{path} was trained on {sample}s, and a report shows images; see its figure.png")
     return runs
 
 

@@ -12,7 +12,7 @@ from blockkd.baselines.logits import KD, CrossEntropy
 from blockkd.block_kd import BlockKD
 from blockkd.blocks import Blocks, PartitionError
 from blockkd.blockwise import BlockwiseDistiller
-from blockkd.commands.checks import build_method, build_network
+from blockkd.commands.checks import build_method, build_network, build_student
 from blockkd.commands.errors import printable, user_input
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.report_runs import Line, StoredRun, labels_of
@@ -102,7 +102,8 @@ def _diagram(main: str | None, lines: Mapping[str, Line]) -> Section:
 
 
 def _pair(recipe: DistillRecipe) -> tuple[nn.Module, nn.Module]:
-    return build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student")
+    teacher = build_network(recipe.teacher.network, TEACHER_NAME)
+    return teacher, build_student(recipe, teacher)
 
 
 def _measured(

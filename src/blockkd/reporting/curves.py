@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from blockkd.report import by_method, lower_end, watched_accuracy
+from blockkd.report import by_method, lower_end, watched_score
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import INK, PAPER, Picture, colours_of, dashes_of, is_teacher, legend_below, panel
 from blockkd.runs import Row
@@ -33,7 +33,7 @@ def curves_section(metrics: Sequence[Row], cross_from: Mapping[str, int]) -> Sec
         return Section("curves", title, "", missing=[missing])
     part = "test" if any("test/accuracy" in row for row in metrics) else "validation"
     pictures = [
-        _picture("accuracy", f"{part} accuracy (%)", metrics, watched_accuracy, cross_from),
+        _picture("accuracy", f"{part} accuracy (%)", metrics, watched_score, cross_from),
         _picture("loss", f"{part} cross-entropy (nats)", metrics, _loss, cross_from, logarithmic=True),
     ]
     pictures += [_parts(method, rows, cross_from.get(method)) for method, rows in by_method(metrics).items()

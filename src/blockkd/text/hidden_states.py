@@ -1,4 +1,4 @@
-"""Methods that compare hidden states of teacher and student layer by layer, without their padding: PKD, TinyBERT."""
+"""Methods that compare hidden states of teacher and student block by block, without their padding: PKD."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -126,49 +126,6 @@ class PKD(HiddenStateDistiller):
         return patient_loss(self.connectors[str(i)](ours), theirs)
 
 
-class TinyBERT(HiddenStateDistiller):
-    """The hidden states that TinyBERT compares: ``L_hidn = MSE(H^S W_h, H^T)``, all real tokens of all layers.
-
-    Source: Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020,
-    arXiv 1909.10351, equations 8 and 10, with ``d_L`` on the logits beside it. Of the paper's method this is the part
-    that works between any two families: its attention loss (equation 7) compares head with head and is left out, as are
-    the loss on the embeddings, the distillation before fine-tuning, and the augmentation of the data. There one matrix
-    ``W_h`` serves all layers; here each has its own.
-
-    Beside the student this trains the matrices.
-
-    Args:
-        teacher, student, example: see ``HiddenStateDistiller``.
-        beta: weight β.
-        stages: after which blocks.
-        alpha: weight of the labels; the paper has none.
-        logit_weight: weight of the teacher's logits.
-        shared: the other parameters of ``HiddenStateDistiller``.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        example: Inputs | None = None,
-        *,
-        beta: float = 1.0,
-        stages: Stages = "all",
-        alpha: float = 0.0,
-        logit_weight: float = 1.0,
-        **shared: Any,
-    ) -> None:
-        weights = {"beta": beta, "alpha": alpha, "logit_weight": logit_weight}
-        super().__init__(teacher, student, example, stages=stages, **weights, **shared)  # type: ignore[arg-type]
-        self.connect(self.stages, _linear)
-
-    def block_loss(
-        self, i: int, student: Float[Tensor, "B L D"], teacher: Float[Tensor, "B L E"], real: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, ""]:
-        """All real tokens after block i."""
-        return hidden_state_loss(self.connectors[str(i)](student), teacher, real)
-
-
 def patient_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """``mean_b ‖ h^S / ‖h^S‖₂ - h^T / ‖h^T‖₂ ‖²`` (arXiv 1908.09355, equation 8, for one layer).
 
@@ -181,24 +138,6 @@ def patient_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -
     """
     ours, theirs = (unit(widen(states)) for states in (student, teacher))
     return (ours - theirs).square().sum(dim=1).mean()
-
-
-def hidden_state_loss(
-    student: Float[Tensor, "B L D"], teacher: Float[Tensor, "B L D"], real: Bool[Tensor, "B L"]
-) -> Float[Tensor, ""]:
-    """Mean squared error over real tokens and channels (arXiv 1909.10351, equation 8).
-
-    Args:
-        student: ``(B, L, D)``.
-        teacher: ``(B, L, D)``.
-        real: which tokens are no padding, ``(B, L)``.
-
-    Returns:
-        A scalar.
-    """
-    # Left out before it is squared: whatever stands on padding has then no gradient, not even a NaN.
-    differences = torch.where(real.unsqueeze(2), widen(student) - widen(teacher), 0.0)
-    return differences.square().mean(dim=2).sum() / real.sum()
 
 
 def telling_token(
@@ -217,9 +156,10 @@ def real_tokens(inputs: Inputs, states: Float[Tensor, "B L D"]) -> Bool[Tensor, 
     return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device) if mask is None else mask.bool()
 
 
-def _linear(student: Feature, teacher: Feature) -> nn.Module:
+def linear(student: Feature, teacher: Feature) -> nn.Module:
+    """A matrix from the student's width to the teacher's."""
     return nn.Linear(student.channels, teacher.channels, bias=False)
 
 
 def _linear_unless_equal(student: Feature, teacher: Feature) -> nn.Module:
-    return nn.Identity() if student.channels == teacher.channels else _linear(student, teacher)
+    return nn.Identity() if student.channels == teacher.channels else linear(student, teacher)

@@ -1,0 +1,211 @@
+"""The tables of ``docs/evidence.md``, from the raw rows in ``benchmarks/results/``.
+
+    python benchmarks/evidence.py               # writes them into the document, between its marks
+    python benchmarks/evidence.py --check       # exits with 1 where the document says anything else
+
+A difference is paired by seed; beside it stands its 95 % interval, Student's t. "better" and "worse" are said where that
+interval leaves out 0, "same" where it does not.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from scipy import stats
+
+RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+MARK = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CONFIDENCE = 0.95
+KD, FULL, PAPER = "kd", "block_kd", "paper"
+FEWEST = 3  # seeds, below which no interval is told
+
+Row = dict[str, str]
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of paired differences, and the ends of its 95 % interval by Student's t.
+
+    Args:
+        differences: at least two, one a seed.
+    """
+    centre, error = mean(differences), stdev(differences) / len(differences) ** 0.5
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
+    return centre, centre - width, centre + width
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """In one word."""
+    if len(differences) < FEWEST:
+        return "open"
+    _, low, high = interval(differences)
+    return "better" if low > 0 else "worse" if high < 0 else "same"
+
+
+def difference(differences: Sequence[float]) -> str:
+    """As a table says it."""
+    if len(differences) < FEWEST:
+        return ", ".join(f"{d:+.2f}" for d in differences) or "–"
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(differences))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{mean(values):.2f}"
+
+
+def fight(rows: Sequence[Row], part: str) -> str:
+    """The comparison at equal epochs or at equal compute, the best first."""
+    scores = {method: _scores(rows, part, method) for method in _ordered(row["method"] for row in rows)}
+    scores = {method: found for method, found in scores.items() if found}
+    head = ["method", "learning rate", "weight", "epochs", "GFLOPs an image", "test accuracy", "n", "to KD, paired"]
+    lines = []
+    for method in sorted(scores, key=lambda m: -mean(scores[m].values())):
+        row = next(
+            r for r in rows if r["part"] == part and r["method"] == method and _setting(r) == _best(rows, method)
+        )
+        own, kd = scores[method], scores.get(KD, {})
+        apart = [] if method == KD else [own[seed] - kd[seed] for seed in own if seed in kd]
+        cost = float(row["mflops_per_image"]) * int(row["epochs"]) / 1000
+        rate, weight = (f"{float(row[name]):.2g}" if row[name] else "–" for name in ("rate", "weight"))
+        cells = [method, rate, weight, row["epochs"], f"{cost:.3g}", spread(list(own.values())), str(len(own))]
+        lines.append([*cells, difference(apart)])
+    return _table(head, lines)
+
+
+def trials(rows: Sequence[Row]) -> str:
+    """What the search saw: how far apart the settings of each method are."""
+    head = ["method", "trials", "held-out accuracy of the worst", "of the first", "of the best"]
+    lines = []
+    for method in _ordered(row["method"] for row in rows):
+        found = [row for row in rows if (row["part"], row["method"]) == ("trial", method)]
+        by_trial = [
+            [float(r["held_out"]) for r in found if r["trial"] == t] for t in _ordered(r["trial"] for r in found)
+        ]
+        means = [mean(values) for values in by_trial]
+        lines.append([method, str(len(means)), *(f"{value:.2f}" for value in (min(means), means[0], max(means)))])
+    return _table(head, lines)
+
+
+def levers(rows: Sequence[Row]) -> str:
+    """Each form against the one that it changes."""
+    head = [
+        "form",
+        "against",
+        "learning rate",
+        "cost",
+        "held-out accuracy",
+        "n",
+        "difference, paired",
+        "predicted",
+        "found",
+    ]
+    scores = {lever: _finals(rows, lever) for lever in _ordered(row["lever"] for row in rows)}
+    lines = []
+    for lever, own in scores.items():
+        finals = [row for row in rows if (row["part"], row["lever"]) == ("final", lever)]
+        if not finals:
+            continue
+        row, other = finals[0], scores.get(finals[0]["like"], {})
+        paper = next(float(r["mflops_per_image"]) for r in rows if r["lever"] == PAPER)
+        apart = [] if lever == PAPER else [own[seed] - other[seed] for seed in own if seed in other]
+        cells = [lever, row["like"], f"{float(row['rate']):.2g}", f"{float(row['mflops_per_image']) / paper:.2f}"]
+        judged = ["–", "–"] if lever == PAPER else [row["predicted"], verdict(apart)]
+        lines.append([*cells, spread(list(own.values())), str(len(own)), difference(apart), *judged])
+    return _table(head, lines)
+
+
+def norms(rows: Sequence[Row]) -> str:
+    """Gradients in the student by learner, and what each learner knows, at the start and at the end."""
+    head = ["form", "learner", "gradient at the start", "at the end", "accuracy at the start", "at the end", "n"]
+    lines = []
+    for form in _ordered(row["lever"] for row in rows):
+        for learner in _ordered(row["learner"] for row in rows):
+            found = [row for row in rows if (row["lever"], row["learner"]) == (form, learner)]
+            cells = [
+                f"{mean(float(row[name]) for row in found if row['when'] == when):.3g}"
+                for name in ("gradient_norm", "held_out")
+                for when in ("start", "end")
+            ]
+            lines.append([form, learner, *cells, str(len({row["seed"] for row in found}))])
+    return _table(head, lines)
+
+
+def tables() -> dict[str, str]:
+    """Every table that there are rows for, by its name."""
+    found = {}
+    for path in sorted(RESULTS.glob("fair_fight_*.csv")):
+        rows, rung = _read(path), path.stem.removeprefix("fair_fight_")
+        found[f"trials {rung}"] = trials(rows)
+        for part in ("epochs", "compute"):
+            found[f"{part} {rung}"] = fight(rows, part)
+    for path in sorted(RESULTS.glob("levers_*.csv")):
+        found[f"levers {path.stem.removeprefix('levers_')}"] = levers(_read(path))
+    for path in sorted(RESULTS.glob("gradient_norms_*.csv")):
+        found[f"norms {path.stem.removeprefix('gradient_norms_')}"] = norms(_read(path))
+    return found
+
+
+def filled(text: str, found: dict[str, str]) -> str:
+    """The document with its tables.
+
+    Raises:
+        KeyError: it asks for a table that there is not.
+    """
+    return MARK.sub(lambda match: match[1] + found[match[2]] + "\n" + match[3], text)
+
+
+def _scores(rows: Sequence[Row], part: str, method: str) -> dict[str, float]:
+    """Test accuracy by seed, under the setting that the trials chose."""
+    found = [row for row in rows if row["part"] == part and row["method"] == method]
+    return {row["seed"]: float(row["test"]) for row in found if _setting(row) == _best(rows, method)}
+
+
+def _best(rows: Sequence[Row], method: str) -> tuple[str, str]:
+    """The setting of the best trial, the first of equals, as ``fair_fight.py`` chooses it."""
+    found = [row for row in rows if (row["part"], row["method"]) == ("trial", method)]
+
+    def score(trial: str) -> float:
+        return mean(float(row["held_out"]) for row in found if row["trial"] == trial)
+
+    best = max(_ordered(row["trial"] for row in found), key=score)
+    return next(_setting(row) for row in found if row["trial"] == best)
+
+
+def _setting(row: Row) -> tuple[str, str]:
+    return row["rate"], row["weight"]
+
+
+def _finals(rows: Sequence[Row], lever: str) -> dict[str, float]:
+    return {row["seed"]: float(row["held_out"]) for row in rows if (row["part"], row["lever"]) == ("final", lever)}
+
+
+def _ordered(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def _read(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    written = filled(text, tables())
+    if parser.parse_args().check:
+        sys.exit(0 if written == text else f"{DOCUMENT} says other than the raw rows: run this without --check")
+    DOCUMENT.write_text(written, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

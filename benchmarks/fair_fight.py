@@ -1,0 +1,228 @@
+"""Every method with its own learning rate and weight, found by the same number of trials, and then compared.
+
+    python benchmarks/fair_fight.py digits              # seconds a run; all of it in half an hour on one core
+    python benchmarks/fair_fight.py cifar100_2000       # CIFAR-100, ResNet-56 → ResNet-8, 2,000 images
+    python benchmarks/evidence.py                       # the tables
+
+Each run is one row of ``benchmarks/results/fair_fight_<rung>.csv``. What is there is not run again: stop it at any
+time and go on later, also with other methods (``--methods``), trials or seeds. Needs Optuna (``blockkd[study]``).
+
+* ``trial`` rows: accuracy on held-out training images, on the selection seeds.
+* ``epochs`` rows: the best trial's setting on the final seeds, every method for the rung's number of epochs.
+* ``compute`` rows: the same, every method for as many epochs as cost what full Block-KD costs, counted in FLOPs
+  (``blockkd.costs.step_flops``), but no more than ``longest`` times the rung's. The budget is that of the dearest: it
+  asks what a cheap method makes of the same arithmetic, and leaves Block-KD the schedule that it was tuned for.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import mean
+
+import optuna
+from ladder import RESULTS, RUNGS, Rung, Task, accuracy, add_row, fit, image_flops, rows_of, student_of, versions
+from torch import Tensor, nn
+
+from blockkd import KD, BlockKD, CrossEntropy, Distiller
+from blockkd.baselines import FCFD, DecoupledKD, ReviewKD, SimKD
+from blockkd.costs import parameters
+from blockkd.objectives import DKD, KL
+from blockkd.randomness import derived_seed
+
+STARTUP = 4  # trials before the sampler uses what it knows
+FULL = "block_kd"  # whose cost is the budget
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a method is made for."""
+
+    teacher: nn.Module
+    student: nn.Module
+    example: Tensor
+    epochs: int
+    weight: float
+
+    @property
+    def warmup(self) -> int:
+        """Warm-ups of the field take 20 of 240 epochs."""
+        return max(1, round(self.epochs * 20 / 240))
+
+    @property
+    def late(self) -> int:
+        """The paper's ``L_cross`` starts at epoch 200 of 240."""
+        return self.epochs * 200 // 240
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, and the one weight of its own that is searched beside the learning rate.
+
+    Attributes:
+        make: case → distiller.
+        weight: lowest value, where the search starts (the field's setting for this or the nearest pair), highest value;
+            None where there is none.
+    """
+
+    make: Callable[[Case], Distiller]
+    weight: tuple[float, float, float] | None
+
+
+def block_kd(stones: str) -> Method:
+    """The paper's form; the weight is β."""
+    return Method(
+        lambda c: BlockKD(
+            c.teacher, c.student, c.example, stones=stones, beta=c.weight, gamma=c.weight, cross_from_epoch=c.late
+        ),
+        (0.2, 0.9, 8.0),
+    )
+
+
+METHODS = {
+    "cross_entropy": Method(lambda c: CrossEntropy(None, c.student), None),
+    "kd": Method(lambda c: KD(c.teacher, c.student, beta=c.weight), (0.2, 0.9, 8.0)),
+    "kd_standardized": Method(
+        lambda c: KD(c.teacher, c.student, beta=c.weight, distance=KL(2.0, standardized=True)), (1.0, 9.0, 36.0)
+    ),
+    "dkd": Method(
+        lambda c: DecoupledKD(c.teacher, c.student, warmup_epochs=c.warmup, distance=DKD(1.0, c.weight)),
+        (0.5, 2.0, 8.0),
+    ),
+    "block_kd_light": block_kd("last"),
+    FULL: block_kd("all"),
+    "sim_kd": Method(lambda c: SimKD(c.teacher, c.student, c.example), None),
+    "fcfd": Method(
+        lambda c: FCFD(c.teacher, c.student, c.example, feature_weight=c.weight, warmup_epochs=c.warmup),
+        (0.02, 0.02, 5.0),
+    ),
+    "review_kd": Method(
+        lambda c: ReviewKD(c.teacher, c.student, c.example, beta=c.weight, warmup_epochs=c.warmup), (0.2, 0.6, 8.0)
+    ),
+}
+
+
+class Fight:
+    """All runs on one rung.
+
+    Args:
+        name: of the rung.
+        starts: by method where its search starts; by default the field's setting.
+    """
+
+    def __init__(self, name: str, starts: dict[str, dict[str, float]]) -> None:
+        self.rung: Rung = RUNGS[name]
+        self.path = RESULTS / f"fair_fight_{name}.csv"
+        self.rows = rows_of(self.path)
+        self.starts = starts
+        self._task = lru_cache(maxsize=2)(self.rung.task)
+
+    def search(self, method: str) -> None:
+        """The trials of one method."""
+        for number in range(self.rung.trials):
+            found = [row for row in self.rows if row["part"] == "trial" and row["method"] == method]
+            here = [row for row in found if row["trial"] == str(number)]
+            setting = _setting(here[0]) if here else self._ask(method, number, found)
+            for seed in self.rung.selection:
+                if not any(row["seed"] == str(seed) for row in here):
+                    self._run("trial", method, seed, setting, self.rung.epochs, number)
+
+    def final(self, method: str, part: str, seed: int) -> None:
+        """The best trial's setting on a final seed."""
+        best, _ = max(self._means(method), key=lambda item: item[1])
+        epochs = self.rung.epochs if part == "epochs" else self._epochs_of_budget(method)
+        wanted = part, method, str(seed), str(epochs)
+        done = [row for row in self.rows if tuple(row[name] for name in ("part", "method", "seed", "epochs")) == wanted]
+        if not any(_setting(row) == best for row in done):  # more trials may have found another
+            self._run(part, method, seed, best, epochs, None)
+
+    def _ask(self, method: str, number: int, found: Sequence[dict[str, str]]) -> dict[str, float]:
+        """Each trial has a sampler of its own, so that a search that goes on later goes on as if never stopped."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=derived_seed(number))
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        distributions = self._distributions(method)
+        for setting, score in self._means(method):
+            study.add_trial(optuna.trial.create_trial(params=setting, distributions=distributions, value=score))
+        if not found:
+            weight = METHODS[method].weight
+            usual = {"rate": 0.05} | ({} if weight is None else {"weight": weight[1]})
+            study.enqueue_trial(usual | self.starts.get(method, {}))
+        return dict(study.ask(distributions).params)
+
+    def _distributions(self, method: str) -> dict[str, optuna.distributions.BaseDistribution]:
+        ranges = {"rate": self.rung.rates}
+        weight = METHODS[method].weight
+        if weight is not None:
+            ranges["weight"] = weight[0], weight[2]
+        return {name: optuna.distributions.FloatDistribution(*ends, log=True) for name, ends in ranges.items()}
+
+    def _means(self, method: str) -> list[tuple[dict[str, float], float]]:
+        """Settings tried, with their mean accuracy on held-out images over the selection seeds."""
+        found = [row for row in self.rows if row["part"] == "trial" and row["method"] == method]
+        by_trial = {row["trial"]: [r for r in found if r["trial"] == row["trial"]] for row in found}
+        return [(_setting(rows[0]), mean(float(row["held_out"]) for row in rows)) for rows in by_trial.values()]
+
+    def _epochs_of_budget(self, method: str) -> int:
+        return round(self.rung.epochs * min(self.rung.longest, self._cost(FULL) / self._cost(method)))
+
+    def _cost(self, method: str) -> float:
+        """FLOPs of a training step for one image, where a row says it; else 0."""
+        return next((1e6 * float(row["mflops_per_image"]) for row in self.rows if row["method"] == method), 0.0)
+
+    def _run(
+        self, part: str, method: str, seed: int, setting: dict[str, float], epochs: int, trial: int | None
+    ) -> None:
+        task: Task = self._task(seed)
+        teacher, student = student_of(task, seed, self.rung.mixed)
+        example = next(iter(task.batches(0)))[0][:2]
+        case = Case(teacher, student, example, epochs, setting.get("weight", 0.0))
+        distiller = METHODS[method].make(case)
+        flops = self._cost(method) or image_flops(distiller, task)
+        fit(distiller, task.batches, epochs, setting["rate"], self.rung.mixed)
+        row = {
+            "part": part,
+            "method": method,
+            "trial": "" if trial is None else trial,
+            "seed": seed,
+            "epochs": epochs,
+            "rate": f"{setting['rate']:.5g}",
+            "weight": f"{setting['weight']:.5g}" if "weight" in setting else "",
+            "mflops_per_image": f"{flops / 1e6:.4g}",
+            "parameters": parameters(distiller.student),
+            "held_out": f"{accuracy(distiller.student, task.held_out):.2f}",
+            "test": "" if trial is not None else f"{accuracy(distiller.student, task.test):.2f}",
+            "versions": versions(),
+        }
+        self.rows.append(add_row(self.path, row))
+
+
+def optima(name: str) -> dict[str, dict[str, float]]:
+    """The best settings found on a rung, by method: where the search on the next one starts."""
+    fight = Fight(name, {})
+    searched = {row["method"] for row in fight.rows if row["part"] == "trial"}
+    return {method: max(fight._means(method), key=lambda item: item[1])[0] for method in sorted(searched)}
+
+
+def _setting(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(row[name]) for name in ("rate", "weight") if row[name]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rung", choices=list(RUNGS))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--parts", nargs="*", choices=["trial", "epochs", "compute"], default=["epochs", "compute"])
+    given = parser.parse_args()
+    starts = {} if given.rung == "digits" else optima("digits")
+    fight = Fight(given.rung, starts)
+    for method in given.methods:
+        fight.search(method)
+    for part, seeds in (("epochs", fight.rung.finals), ("compute", fight.rung.compute_finals)):
+        for seed in seeds if part in given.parts else ():
+            for method in given.methods:
+                fight.final(method, part, seed)
+
+
+if __name__ == "__main__":
+    main()
