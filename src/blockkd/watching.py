@@ -32,6 +32,8 @@ class StoneWatch(Callback):
         if not isinstance(distiller, BlockKD) or not distiller.stones:
             return
         inputs, targets, *_ = batch
+        if targets.is_floating_point():  # a regression has no classes that networks could agree on
+            return
         shares = agreement(distiller.all_logits(inputs), targets)
         names = tuple(f"{pl_module.watched}/{name}" for name in shares)
         self.means.add(names, torch.stack(list(shares.values())), len(targets))

@@ -214,7 +214,7 @@ def test_in_a_browser(chromium: object, width: int, theme: str) -> None:
         assert all(width_ > 300 and height > 150 for width_, height in figures)
         letters = tab.evaluate(
             "[...document.querySelectorAll('figure svg text')].map(t => parseFloat(getComputedStyle(t).fontSize) * "
-            "t.getScreenCTM().a)"
+            "Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b))"
         )
         assert min(letters) > 7.5  # pixels of the screen
         assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")

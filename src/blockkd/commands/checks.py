@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd.calling import Inputs, count, logits_of
 from blockkd.commands.errors import InvalidInputError, user_input
+from blockkd.commands.loggers import check_logger
 from blockkd.commands.preflight import Trial, trial
 from blockkd.commands.recipe import (
     DistillRecipe,
@@ -88,6 +89,7 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
         example = recipe.data.example()
     with user_input("cannot use the trainer's options"):
         check_strategy(recipe.trainer)
+    check_logger(recipe.logger)
     teacher = build_network(recipe.teacher.network, "teacher")
     said = recipe.teacher.accuracy
     if said is not None and ACCURACY not in recipe.data.metrics:

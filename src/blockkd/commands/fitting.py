@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -160,14 +161,19 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def make_trainer(options: TrainerOptions, epochs: int = 1, callbacks: list[Callback] | None = None) -> Trainer:
-    """Lightning's Trainer with the recipe's options, and with nothing printed or logged beside our own files."""
+def make_trainer(
+    options: TrainerOptions,
+    epochs: int = 1,
+    callbacks: list[Callback] | None = None,
+    loggers: Sequence[Logger] = (),
+) -> Trainer:
+    """Lightning's Trainer with the recipe's options, and with nothing printed, or logged but by ``loggers``."""
     return Trainer(
         **dataclasses.asdict(options),
         max_epochs=epochs,
         callbacks=callbacks or [],
         plugins=[SealedCheckpoints()],
-        logger=False,
+        logger=list(loggers) or False,
         enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks or []),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -185,6 +191,7 @@ def fit(
     progress: Progress,
     deadline: Deadline,
     watchers: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> list[Row]:
     """Train for ``epochs``, from the job's checkpoint where there is one that is whole.
 
@@ -208,7 +215,7 @@ def fit(
     callbacks += watchers
     if module.watched == "val":
         callbacks.append(BestEpoch(home / BEST, data.metrics[0]))
-    trainer = make_trainer(options, epochs, callbacks)
+    trainer = make_trainer(options, epochs, callbacks, loggers)
     if trainer.world_size > 1:  # Ctrl-C goes to all ranks and ends them; of SIGTERM, Lightning tells them all
         stop.signals = (signal.SIGTERM,)
     with stop, midway.positioned(data):

@@ -31,6 +31,7 @@ _MAY_CHANGE_ON_RESUME = (
     "trainer.num_nodes",
     "minutes",
     "processes",
+    "logger",
 )
 
 

@@ -21,6 +21,7 @@ from blockkd.commands.checkpoints import remove_checkpoints
 from blockkd.commands.checks import build_method, build_network, build_student, method_class, teacher_warning
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import fit, make_trainer, measured, module_for
+from blockkd.commands.loggers import live_loggers
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -251,7 +252,10 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     if epochs:
         try:
             watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
-            rows = fit(module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers)
+            loggers = live_loggers(recipe.logger, place.folder, job)
+            rows = fit(
+                module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers, loggers
+            )
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:

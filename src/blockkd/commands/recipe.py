@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from blockkd.commands.loggers import Service
 from blockkd.data.images import ImageData
 from blockkd.devices import Compile
 from blockkd.distiller import Distiller
@@ -88,6 +89,7 @@ class TeachRecipe:
         channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
         compile: compile the step into one graph: off, default, reduce-overhead (records CUDA graphs), or auto, which is
             reduce-overhead on one GPU for more than a few thousand steps, and off else. Changes results by rounding.
+        logger: wandb or mlflow, to which the metrics go as well; they are always kept as CSV and for TensorBoard.
         trainer: options of Lightning's Trainer.
     """
 
@@ -97,6 +99,7 @@ class TeachRecipe:
     threads: PositiveInt | None = None
     channels_last: bool = False
     compile: Compile = "auto"
+    logger: Service | None = None
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
 
 
@@ -122,6 +125,7 @@ class DistillRecipe(TeachRecipe):
         channels_last: keep images and networks in memory channel by channel of each pixel; often faster.
         compile: compile the step into one graph: off, default, reduce-overhead (records CUDA graphs), or auto, which is
             reduce-overhead on one GPU for more than a few thousand steps, and off else. Changes results by rounding.
+        logger: wandb or mlflow, to which the metrics go as well; they are always kept as CSV and for TensorBoard.
         fold_teacher: fold the teacher's batch norm into its convolutions, for methods that do not look at it; the
             same up to rounding, and faster.
         record_teacher: keep the teacher's logits for every view of every training image, for all methods that need

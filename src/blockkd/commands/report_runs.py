@@ -118,6 +118,9 @@ def read_runs(paths: Sequence[Path]) -> list[StoredRun]:
         if any(folder.path.resolve() == run.folder.path.resolve() for run in runs):
             raise InvalidInputError(f"{path} is given twice; name each run once")
         runs.append(_read(folder, runs[0] if runs else None))
+        sample = runs[-1].recipe.data.sample
+        if sample != "image":
+            raise InvalidInputError(f"{path} was trained on {sample}s, and a report shows images; see its figure.png")
     return runs
 
 

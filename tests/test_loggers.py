@@ -1,0 +1,76 @@
+"""What can be watched while a job trains: TensorBoard's files always, services where they are asked for."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboardX.proto.event_pb2 import Event
+
+from blockkd.cli import main
+from blockkd.commands import loggers
+from blockkd.runs import read_csv
+from tests.test_cli import SMALL
+
+SHORT: dict[str, Any] = SMALL | {"method": {"class_path": "blockkd.KD"}, "beside": {}, "epochs": 2}
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = SMALL["teacher"] | {"epochs": 1}
+    Path("short.yaml").write_text(yaml.safe_dump(SHORT | {"teacher": teacher}))
+
+
+def events(folder: Path) -> dict[str, list[float]]:
+    """The values by name, read record by record: length, its checksum, an event, its checksum."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, found, at = path.read_bytes(), {}, 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append(value.simple_value)
+        at += 16 + length
+    return found
+
+
+def test_tensorboard_shows_what_the_csv_file_holds() -> None:
+    assert main(["distill", "--config", "short.yaml", "--output", "run"]) == 0
+    rows = read_csv(Path("run/kd/seed_0/metrics.csv"))
+    seen = events(Path("run/kd/seed_0/tensorboard"))
+    assert {"val/accuracy", "val/loss", "train/loss", "train/task/student", "epoch"} <= seen.keys()
+    for name in ("val/accuracy", "val/loss", "train/loss"):
+        assert seen[name] == pytest.approx([float(row[name]) for row in rows])
+    assert len(events(Path("run/teacher/seed_0/tensorboard"))["val/accuracy"]) == 1
+
+
+@pytest.mark.parametrize("service", ["wandb", "mlflow"])
+def test_a_service_that_is_not_installed_is_said_before_anything_is_written(
+    service: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda _: None)
+    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", service]) == 2
+    assert f"logger is {service}, whose package is not installed: pip install {service}" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_weights_and_biases_gets_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "wandb"]) == 0
+    (stored,) = Path("run/kd/seed_0/wandb").glob("offline-run-*/run-*.wandb")
+    assert b"val/accuracy" in stored.read_bytes()
+
+
+def test_mlflow_gets_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    store = f"sqlite:///{Path.cwd()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "mlflow"]) == 0
+    client = mlflow.tracking.MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name("blockkd").experiment_id])
+    (student,) = [run for run in found if run.info.run_name == "run: kd, seed 0"]
+    rows = read_csv(Path("run/kd/seed_0/metrics.csv"))
+    assert student.data.metrics["val/accuracy"] == pytest.approx(float(rows[-1]["val/accuracy"]))
