@@ -19,7 +19,9 @@ from blockkd.cli import main
 from blockkd.commands.compare import compare_parser
 from blockkd.commands.distill import distill_parser
 from blockkd.commands.parsing import parse
+from blockkd.commands.teach import teach_parser
 
+PARSERS_OF = {"distill": distill_parser, "inspect": distill_parser, "teach": teach_parser}
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "```" in path.read_text())
 
@@ -46,8 +48,8 @@ def _check(example: Example) -> None:
             options = [word for word in words[len(recipes) :] if word not in {"--minutes", "55"}]
             for recipe in (one for word in recipes for one in _braces(word)):
                 parse(compare_parser(), [f"--config={recipe}", *options])
-        elif command == "distill":
-            parse(distill_parser(), words)
+        elif command in PARSERS_OF:
+            parse(PARSERS_OF[command](), words)
 
 
 def _braces(word: str) -> list[str]:
