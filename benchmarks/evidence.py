@@ -3,8 +3,8 @@
     python benchmarks/evidence.py               # writes them into the document, between its marks
     python benchmarks/evidence.py --check       # exits with 1 where the document says anything else
 
-A difference is paired by seed; beside it stands its 95 % interval, Student's t. "better" and "worse" are said where that
-interval leaves out 0, "same" where it does not.
+A difference is paired by seed; beside it stands its 95 % interval, Student's t. "better" and "worse" are said where
+that interval leaves out 0, "same" where it does not.
 """
 
 import argparse
