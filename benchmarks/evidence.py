@@ -3,8 +3,8 @@
     python benchmarks/evidence.py               # writes them into the document, between its marks
     python benchmarks/evidence.py --check       # exits with 1 where the document says anything else
 
-A difference is paired by seed; beside it stands its 95 % interval, Student's t. "better" and "worse" are said where that
-interval leaves out 0, "same" where it does not.
+A difference is paired by seed; beside it stands its 95 % interval, Student's t. "better" and "worse" are said where
+that interval leaves out 0, "same" where it does not.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from scipy import stats
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+UNTUNED = RESULTS / "cifar100_small_resnet56-resnet8" / "results.csv"
 MARK = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CONFIDENCE = 0.95
 KD, FULL, PAPER = "kd", "block_kd", "paper"
@@ -135,9 +136,24 @@ def norms(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+def untuned(rows: Sequence[Row]) -> str:
+    """A comparison by ``blockkd compare``, every method at the field's setting, the best first."""
+    head = ["method", "test accuracy", "n", "FLOPs of a step, × KD", "to KD, paired"]
+    methods = [method for method in _ordered(row["method"] for row in rows) if method != "teacher"]
+    scores = {m: {r["seed"]: 100 * float(r["test_accuracy"]) for r in rows if r["method"] == m} for m in methods}
+    cost = {row["method"]: float(row["step_flops"]) for row in rows if row["step_flops"]}
+    lines = []
+    for method in sorted(methods, key=lambda m: -mean(scores[m].values())):
+        own = scores[method]
+        apart = [] if method == KD else [own[seed] - scores[KD][seed] for seed in own]
+        cells = [method, spread(list(own.values())), str(len(own)), f"{cost[method] / cost[KD]:.2f}", difference(apart)]
+        lines.append(cells)
+    return _table(head, lines)
+
+
 def tables() -> dict[str, str]:
     """Every table that there are rows for, by its name."""
-    found = {}
+    found = {"untuned cifar100 small": untuned(_read(UNTUNED))}
     for path in sorted(RESULTS.glob("fair_fight_*.csv")):
         rows, rung = _read(path), path.stem.removeprefix("fair_fight_")
         found[f"trials {rung}"] = trials(rows)

@@ -131,9 +131,17 @@ class Fight:
         """The best trial's setting on a final seed."""
         best, _ = max(self._means(method), key=lambda item: item[1])
         epochs = self.rung.epochs if part == "epochs" else self._epochs_of_budget(method)
-        wanted = part, method, str(seed), str(epochs)
-        done = [row for row in self.rows if tuple(row[name] for name in ("part", "method", "seed", "epochs")) == wanted]
-        if not any(_setting(row) == best for row in done):  # more trials may have found another
+        same = [  # not rows of a setting that was best before further trials
+            row
+            for row in self.rows
+            if (row["method"], row["seed"], row["epochs"]) == (method, str(seed), str(epochs)) and _setting(row) == best
+        ]
+        if any(row["part"] == part for row in same):
+            return
+        twins = [row for row in same if row["part"] == "epochs"]
+        if twins:  # what costs the budget anyway is the same run
+            self.rows.append(add_row(self.path, twins[0] | {"part": part}))
+        else:
             self._run(part, method, seed, best, epochs, None)
 
     def _ask(self, method: str, number: int, found: Sequence[dict[str, str]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from blockkd import CrossEntropy, Distiller
@@ -90,10 +91,7 @@ def digits(seed: int, images: int = 400) -> Task:
     x, y = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 + seed))
     train, rest = order[:images], order[images:]
-    torch.manual_seed(seed)
-    teacher = ResNet(20, (16, 16, 32, 64), num_classes=10, in_channels=1)
-    blank = torch.zeros(images, 10)
-    fit(CrossEntropy(None, teacher), _shuffled(x[train], y[train], blank, 50, seed), epochs=40, rate=0.05)
+    teacher = _digits_teacher(x[train], y[train], seed)
     with torch.no_grad():
         logits = teacher.eval()(x[train])
     return Task(
@@ -105,7 +103,7 @@ def digits(seed: int, images: int = 400) -> Task:
     )
 
 
-def cifar100(seed: int, images: int | None, batch: int, held_out: float, views: int = 8) -> Task:
+def cifar100(seed: int, images: int | None, batch: int, held_out: float, views: int = 10) -> Task:
     """CIFAR-100, ResNet-56 → ResNet-8; the images are the same for all seeds, their order and the student are not.
 
     Each image has ``views`` crops and mirrorings, drawn once for all; one after the other they serve the epochs, and
@@ -143,11 +141,12 @@ RUNGS = {
         selection=(100,),
         finals=tuple(range(6)),
         compute_finals=tuple(range(5)),
+        longest=4,
     ),
     "cifar100_2000": Rung(
-        lambda seed: cifar100(seed, images=2000, batch=50, held_out=0.04),
-        epochs=8,
-        batch=50,
+        lambda seed: cifar100(seed, images=2000, batch=32, held_out=0.04),
+        epochs=10,
+        batch=32,
         rates=(0.02, 0.4),
         trials=3,
         selection=(100,),
@@ -250,6 +249,19 @@ def add_row(path: Path, row: Mapping[str, object]) -> dict[str, str]:
 def versions() -> str:
     """What a row was measured with."""
     return f"torch {torch.__version__.partition('+')[0]}"
+
+
+def _digits_teacher(x: Tensor, y: Tensor, seed: int) -> nn.Module:
+    """Trained once, and kept for the other scripts."""
+    torch.manual_seed(seed)
+    teacher = ResNet(20, (16, 16, 32, 64), num_classes=10, in_channels=1)
+    file = SCRATCH / f"digits_{len(x)}" / f"teacher_{seed}.safetensors"
+    if not file.is_file():
+        fit(CrossEntropy(None, teacher), _shuffled(x, y, torch.zeros(len(x), 10), 50, seed), epochs=40, rate=0.05)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_model(teacher, file)
+    load_model(teacher, file)
+    return teacher
 
 
 def _shuffled(x: Tensor, y: Tensor, logits: Tensor, batch: int, seed: int) -> Batches:
