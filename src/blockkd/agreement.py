@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from blockkd.calling import Inputs, count, logits_of, rows
+
 SIGMAS = 4.0  # a difference by chance is larger once in 16,000 times
 KNOWN = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -24,12 +26,14 @@ KNOWN = {
 
 
 @torch.no_grad()
-def predictions(teacher: nn.Module, images: Float[Tensor, "N C H W"], batch_size: int = 64) -> Int[Tensor, " N"]:
-    """The class that the teacher, in evaluation mode, finds likeliest in each image."""
+def predictions(teacher: nn.Module, inputs: Inputs, batch_size: int = 64) -> Int[Tensor, " N"]:
+    """The class that the teacher, in evaluation mode, finds likeliest for each example of a batch."""
     was_training = teacher.training
     teacher.eval()
     try:
-        return torch.cat([teacher(batch).argmax(dim=1) for batch in images.split(batch_size)])
+        starts = range(0, count(inputs), batch_size)
+        parts = (rows(inputs, start, start + batch_size) for start in starts)
+        return torch.cat([logits_of(teacher, part).argmax(dim=1) for part in parts])
     finally:
         teacher.train(was_training)
 

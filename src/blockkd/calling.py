@@ -46,7 +46,19 @@ def arguments(network: nn.Module, inputs: Mapping[str, Tensor], context: Mapping
 
 def first_rows(inputs: Inputs, n: int) -> Any:
     """The first n examples of a batch."""
-    return inputs[:n] if isinstance(inputs, Tensor) else {name: value[:n] for name, value in inputs.items()}
+    return rows(inputs, 0, n)
+
+
+def rows(inputs: Inputs, start: int, end: int) -> Any:
+    """The examples ``start`` … ``end - 1`` of a batch, counted from 0."""
+    if isinstance(inputs, Tensor):
+        return inputs[start:end]
+    return {name: value[start:end] for name, value in inputs.items()}
+
+
+def count(inputs: Inputs) -> int:
+    """How many examples a batch holds."""
+    return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
 
 
 def repeated(inputs: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ What a row is (``runs.Row``, one for each trained network, made by ``compare`` o
 ``batch_size``             optional: images in that step
 ``saved_mib``              optional: what one training step saves for backward, in MiB
 ``peak_memory_mib``        optional: the device's peak, in MiB
+``metric``                 optional: by what else than the accuracy the network is judged (a task of GLUE's); it then
+                           stands in the place of ``accuracy`` in the names above
 =========================  ===========================================================================================
 
 Accuracies, and differences of accuracies, are shares (0 … 1) here, and % where they are shown.
@@ -34,6 +36,7 @@ from scipy import stats
 from blockkd.published import Published
 from blockkd.report import TEACHER_NAME, by_method
 from blockkd.runs import Row
+from blockkd.scores import ACCURACY, metric_of, score
 
 BASELINE = "kd"
 CONFIDENCE = 0.95
@@ -126,11 +129,13 @@ class Comparison:
         summaries: one for each method.
         baseline: what differences and relative costs refer to; None when it was not trained.
         published_only: published numbers of methods that were not trained, by name.
+        metric: by which the networks are judged.
     """
 
     summaries: tuple[Summary, ...]
     baseline: str | None
     published_only: Mapping[str, Published] = field(default_factory=dict)
+    metric: str = ACCURACY
 
     def __iter__(self) -> Iterator[Summary]:
         return iter(self.summaries)
@@ -163,7 +168,7 @@ def summarise(
     published = published or {}
     summaries = [_summary(method, group, reference, published.get(method)) for method, group in groups.items()]
     rest = {method: number for method, number in published.items() if method not in groups}
-    return Comparison(tuple(_adjusted(summaries)), chosen, rest)
+    return Comparison(tuple(_adjusted(summaries)), chosen, rest, metric_of(rows))
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -208,7 +213,7 @@ def _summary(method: str, rows: Sequence[Row], reference: Sequence[Row], publish
     return Summary(
         method=method,
         epochs=int(rows[0]["epochs"]),
-        last=spread([float(row["test_accuracy"]) for row in rows]),
+        last=spread([score(row) for row in rows]),
         best=best,
         best_chosen_on=chosen_on,
         difference=None if same else paired_difference(_by_seed(reference), _by_seed(rows)),
@@ -225,10 +230,11 @@ def _summary(method: str, rows: Sequence[Row], reference: Sequence[Row], publish
 
 
 def _best(rows: Sequence[Row]) -> tuple[Spread | None, Literal["validation", "test"] | None]:
-    if all("best_test_accuracy" in row for row in rows):
-        return spread([float(row["best_test_accuracy"]) for row in rows]), "validation"
-    if all("best_watched_accuracy" in row for row in rows):
-        return spread([float(row["best_watched_accuracy"]) for row in rows]), "test"
+    metric = metric_of(rows)
+    if all(f"best_test_{metric}" in row for row in rows):
+        return spread([score(row, "best_test") for row in rows]), "validation"
+    if all(f"best_watched_{metric}" in row for row in rows):
+        return spread([score(row, "best_watched") for row in rows]), "test"
     return None, None
 
 
@@ -244,7 +250,7 @@ def _adjusted(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def _by_seed(rows: Sequence[Row]) -> dict[int, float]:
-    return {int(row["seed"]): float(row["test_accuracy"]) for row in rows}
+    return {int(row["seed"]): score(row) for row in rows}
 
 
 def _largest(rows: Sequence[Row], column: str) -> float | None:

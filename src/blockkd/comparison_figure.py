@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from blockkd.comparison import Comparison, Spread, Summary
 from blockkd.report import LEAST_SPAN, TEACHER_NAME, by_method
 from blockkd.runs import Row
+from blockkd.scores import metric_of, score, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw_comparison(comparison: Comparison, rows: Sequence[Row]) -> "Figure":
     accuracy, cost = drawing.subplots(1, 2, width_ratios=(1.15, 1))
     teacher = next((summary for summary in comparison if summary.method == TEACHER_NAME), None)
     _draw_accuracy(accuracy, students, rows, comparison.baseline, teacher)
-    _draw_cost(cost, students, comparison.baseline, height)
+    _draw_cost(cost, students, comparison.baseline, height, title_of(comparison.metric))
     accuracy.grid(axis="x", alpha=0.3)
     cost.grid(alpha=0.3)
     for axes in (accuracy, cost):
@@ -105,7 +106,7 @@ def _draw_accuracy(
     groups = by_method(rows)
     for place, summary in enumerate(students):
         colour = _colour(summary, baseline)
-        dots = [100 * float(row["test_accuracy"]) for row in groups[summary.method]]
+        dots = [100 * score(row) for row in groups[summary.method]]
         axes.plot(dots, [place + ASIDE] * len(dots), "o", color=colour, alpha=0.5, markersize=5, markeredgewidth=0)
         mean, above = 100 * summary.last.mean, place - ASIDE
         axes.errorbar(mean, above, xerr=_interval(summary.last), color=colour, capsize=2, linewidth=1.4)
@@ -120,7 +121,10 @@ def _draw_accuracy(
     spare = max(LEAST_SPAN - (high - low), 0) / 2
     axes.set_xlim(low - spare, min(high + spare, 100.5))
     also = "" if teacher is None else f"; the teacher's: {100 * teacher.last.mean:.2f}"
-    axes.set(xlabel=f"test accuracy after the last epoch (%){also}", title="each network, mean and 95 % interval")
+    axes.set(
+        xlabel=f"test {title_of(metric_of(rows))} after the last epoch (%){also}",
+        title="each network, mean and 95 % interval",
+    )
     axes.set_yticks(range(len(students)), [summary.method for summary in students])
     axes.set_ylim(len(students) - 0.4, -0.6)  # the first on top, as in the table
     _draw_legend(axes, students, baseline)
@@ -140,7 +144,7 @@ def _draw_legend(axes: "Axes", students: Sequence[Summary], baseline: str | None
         axes.figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
 
 
-def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, height: float) -> None:
+def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, height: float, title: str) -> None:
     from matplotlib.ticker import LogLocator
 
     by_flops = all(summary.relative_flops is not None for summary in students)
@@ -158,8 +162,8 @@ def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, 
     flops = f"FLOPs of a training step, in units of {baseline}'s"
     axes.set(
         xlabel=flops if by_flops else "training seconds (± standard deviation)",
-        ylabel="test accuracy (%)",
-        title="accuracy against cost",
+        ylabel=f"test {title} (%)",
+        title=f"{title} against cost",
     )
     low, high = axes.get_ylim()
     spare = max(LEAST_SPAN - (high - low), 0) / 2

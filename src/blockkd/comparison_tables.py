@@ -10,6 +10,7 @@ from blockkd.comparison import Comparison, Difference, Spread, Summary
 from blockkd.published import Published
 from blockkd.report import TEACHER_NAME
 from blockkd.runs import Row
+from blockkd.scores import title_of
 
 ON_TEST_SET = "†"  # marks what was chosen on the test set
 EMPTY = ""
@@ -22,14 +23,15 @@ class _Column:
     on_terminal: bool = True
 
 
-def comparison_table(comparison: Comparison, test_images: int | None = None) -> Table:
+def comparison_table(comparison: Comparison, test_images: int | None = None, sample: str = "image") -> Table:
     """The table for the terminal, at most about 120 columns wide; what nobody has is left out.
 
     Args:
         comparison: what to show.
         test_images: how many images the accuracy was measured on, if that shall be said.
+        sample: what one of them is called.
     """
-    notes = [*_notes(comparison, test_images), *_published_notes(comparison)]
+    notes = [*_notes(comparison, test_images, sample), *_published_notes(comparison)]
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -57,7 +59,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
     What there is not is an empty cell. Methods that are published only come last, with ``n`` 0.
     """
     return [
-        *(_row(summary, comparison.baseline) for summary in comparison),
+        *(_row(summary, comparison.baseline, comparison.metric) for summary in comparison),
         *(
             {"method": method, "n": 0, **_published_cells(number)}
             for method, number in comparison.published_only.items()
@@ -66,7 +68,11 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
 
 
 def comparison_markdown(
-    comparison: Comparison, footer: Mapping[str, str], title: str = "Comparison", test_images: int | None = None
+    comparison: Comparison,
+    footer: Mapping[str, str],
+    title: str = "Comparison",
+    test_images: int | None = None,
+    sample: str = "image",
 ) -> str:
     """A section that can be read without anything beside it: table, what its columns mean, and how it was made.
 
@@ -75,10 +81,11 @@ def comparison_markdown(
         footer: what to print beneath, by name: the command, and ``environment()``.
         title: of the section.
         test_images: how many images the accuracy was measured on, if that shall be said.
+        sample: what one of them is called.
     """
     columns = _filled(comparison, on_terminal=False)
     lines = [f"## {title}", "", *_markdown_table(columns, comparison), ""]
-    lines += [f"* {note}" for note in _notes(comparison, test_images)]
+    lines += [f"* {note}" for note in _notes(comparison, test_images, sample)]
     if comparison.published_only:
         rest = comparison.published_only.items()
         lines += ["", "Published, and not trained here:", "", "| method | published |", "|---|---:|"]
@@ -120,15 +127,16 @@ def _filled(comparison: Comparison, on_terminal: bool) -> list[_Column]:
     return [c for c in columns if any(map(c.cell, comparison)) or (c.title == "published" and published_only)]
 
 
-def _notes(comparison: Comparison, test_images: int | None) -> list[str]:
-    where = "on the test set" if test_images is None else f"on {test_images:,} test images"
-    notes = [f"accuracy in %, {where}; n: networks trained, one for each seed; mean ± sample standard deviation"]
+def _notes(comparison: Comparison, test_images: int | None, sample: str) -> list[str]:
+    where = "on the test set" if test_images is None else f"on {test_images:,} test {sample}s"
+    title = title_of(comparison.metric)
+    notes = [f"{title} in %, {where}; n: networks trained, one for each seed; mean ± sample standard deviation"]
     chosen_on = {summary.best_chosen_on for summary in comparison}
     if "validation" in chosen_on:
-        notes.append("best epoch: test accuracy of the epoch that was best on the validation part")
+        notes.append(f"best epoch: test {title} of the epoch that was best on the validation part")
     if "test" in chosen_on:
         notes.append(
-            f"{ON_TEST_SET}: largest test accuracy of any epoch, so chosen on the test set and too high; beside the "
+            f"{ON_TEST_SET}: largest test {title} of any epoch, so chosen on the test set and too high; beside the "
             "last epoch because many papers report it"
         )
     if any(summary.difference for summary in comparison):
@@ -176,13 +184,13 @@ def _markdown_table(columns: list[_Column], comparison: Comparison) -> list[str]
     ]
 
 
-def _row(summary: Summary, baseline: str | None) -> Row:
+def _row(summary: Summary, baseline: str | None, metric: str) -> Row:
     cells: dict[str, str | int | float | None] = {
         "method": summary.method,
         "n": summary.last.n,
         "epochs": summary.epochs,
-        **_spread_cells("test_accuracy", summary.last),
-        **_spread_cells("best_test_accuracy", summary.best),
+        **_spread_cells(f"test_{metric}", summary.last),
+        **_spread_cells(f"best_test_{metric}", summary.best),
         "best_chosen_on": summary.best_chosen_on,
         "baseline": baseline,
         **_difference_cells(summary.difference),

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from blockkd.calling import Inputs, count, logits_of
 from blockkd.distiller import Distiller
 from blockkd.ranks import alone
 
@@ -24,7 +25,7 @@ def parameters(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def flops(network: nn.Module, example: Tensor) -> int:
+def flops(network: nn.Module, example: Inputs, **beside: Any) -> int:
     """Floating-point operations of one forward pass for one input, a multiply-add counted as two.
 
     Counted by ``torch.utils.flop_counter``: convolutions, matrix products and attention; what is neither
@@ -33,16 +34,17 @@ def flops(network: nn.Module, example: Tensor) -> int:
     Args:
         network: put into evaluation mode for the count, and back after it.
         example: a batch of inputs ``(B, ...)``.
+        beside: what else the network, or the part of one, is called with.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with FlopCounterMode(display=False) as counter:
-            network(example)
+            logits_of(network, example) if not beside else network(example, **beside)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return int(counter.get_total_flops()) // len(example)
+    return int(counter.get_total_flops()) // count(example)
 
 
 def step_flops(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], **context: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,7 +50,10 @@ def remove_drafts(folder: Path, name: str = "*") -> None:
         name: of which files; a pattern.
     """
     for draft in folder.glob(f".{name}.*{DRAFT}"):
-        draft.unlink(missing_ok=True)
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

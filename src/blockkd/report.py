@@ -8,31 +8,34 @@ from rich.console import Console
 from rich.table import Table
 
 from blockkd.runs import Row
+from blockkd.scores import ACCURACY, metric_of, score, title_of
 
 TEACHER_NAME = "teacher"
 LOOK = 12.0  # how many points of accuracy below the median the curves show
 LEAST_SPAN = 5.0  # points of accuracy that the dots' axis spans at least, so that small differences look small
 
 
-def results_table(results: Sequence[Row], test_images: int) -> Table:
+def results_table(results: Sequence[Row], test_images: int, sample: str = "image") -> Table:
     """One row per method, the teacher first; mean ± sample standard deviation over the seeds.
 
     Args:
-        results: one row per job: ``method``, ``seed``, ``test_accuracy`` (0 … 1, after the last epoch),
-            ``parameters``, ``flops_per_image``, ``seconds``.
+        results: one row per job: ``method``, ``seed``, ``test_accuracy`` (0 … 1, after the last epoch; where ``metric``
+            names another metric, that one), ``parameters``, ``flops_per_image``, ``seconds``.
         test_images: how many images the accuracy was measured on.
+        sample: what one of them is called.
     """
+    title = title_of(metric_of(results))
     table = Table(
-        caption=f"accuracy after the last epoch, in %, on {test_images} test images; "
+        caption=f"{title} after the last epoch, in %, on {test_images} test {sample}s; "
         "n: networks trained, mean ± standard deviation where n > 1"
     )
     table.add_column("method")
-    for title in ("test accuracy", "n", "parameters", "FLOPs / image", "training seconds"):
-        table.add_column(title, justify="right")
+    for column in (f"test {title}", "n", "parameters", f"FLOPs / {sample}", "training seconds"):
+        table.add_column(column, justify="right")
     for method, rows in by_method(results).items():
         table.add_row(
             method,
-            mean_and_deviation([100 * float(row["test_accuracy"]) for row in rows], 2),
+            mean_and_deviation([100 * score(row) for row in rows], 2),
             str(len(rows)),
             f"{int(rows[0]['parameters']):,}",
             f"{int(rows[0]['flops_per_image']):,}",
@@ -41,16 +44,27 @@ def results_table(results: Sequence[Row], test_images: int) -> Table:
     return table
 
 
-def evaluation_table(rows: Sequence[Row], part: str, images: int) -> Table:
-    """One row per network, with ``network``, ``accuracy`` (0 … 1), ``parameters``, ``flops_per_image``."""
-    table = Table(caption=f"accuracy in % on the {images} images of the {part} part")
+def evaluation_table(
+    rows: Sequence[Row], part: str, images: int, sample: str = "image", metrics: Sequence[str] = (ACCURACY,)
+) -> Table:
+    """One row per network.
+
+    Args:
+        rows: with ``network``, each metric (0 … 1), ``parameters``, ``flops_per_image``.
+        part: of the data.
+        images: how many are in it.
+        sample: what one of them is called.
+        metrics: by which the networks are judged.
+    """
+    titles = [title_of(metric) for metric in metrics]
+    table = Table(caption=f"{' and '.join(titles)} in % on the {images} {sample}s of the {part} part")
     table.add_column("network")
-    for title in ("accuracy", "parameters", "FLOPs / image"):
+    for title in (*titles, "parameters", f"FLOPs / {sample}"):
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(
             str(row["network"]),
-            f"{100 * float(row['accuracy']):.2f}",
+            *(f"{100 * float(row[metric]):.2f}" for metric in metrics),
             f"{int(row['parameters']):,}",
             f"{int(row['flops_per_image']):,}",
         )
@@ -80,7 +94,7 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
 
 
 def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
-    """Validation accuracy over the epochs, and beside it the test accuracy of every seed.
+    """Validation accuracy (or what the results are judged by) over the epochs, and beside it the test's of every seed.
 
     Args:
         metrics: one row per job and epoch, with ``method``, ``seed``, ``epoch``, ``val/accuracy``, or, where nothing
@@ -94,23 +108,23 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
     drawing = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(drawing)
     curves, dots = drawing.subplots(1, 2, width_ratios=(2, 1))
-    groups = by_method(results)
+    groups, metric = by_method(results), metric_of(results)
     colours = {method: "0.35" if method == TEACHER_NAME else f"C{number}" for number, method in enumerate(groups)}
     for method, rows in by_method(metrics).items():
-        epochs, lowest, mean, highest = _band(rows)
+        epochs, lowest, mean, highest = _band(rows, metric)
         style = "--" if method == TEACHER_NAME else "-"
         curves.plot(epochs, mean, style, color=colours[method], label=method, linewidth=1.6)
         curves.fill_between(epochs, lowest, highest, color=colours[method], alpha=0.15, linewidth=0)
-    part = "test" if any("test/accuracy" in row for row in metrics) else "validation"
-    curves.set(xlabel="epoch", ylabel=f"{part} accuracy (%)", title="while training")
-    curves.set_ylim(top=100.5, bottom=_lower_end([_watched(row) for row in metrics]))
+    part = "test" if any(f"test/{metric}" in row for row in metrics) else "validation"
+    curves.set(xlabel="epoch", ylabel=f"{part} {title_of(metric)} (%)", title="while training")
+    curves.set_ylim(top=100.5, bottom=_lower_end([_watched(row, metric) for row in metrics]))
     if metrics:
         curves.legend(loc="lower right", frameon=False)
     for place, (method, rows) in enumerate(groups.items()):
-        values = [100 * float(row["test_accuracy"]) for row in rows]
+        values = [100 * score(row) for row in rows]
         dots.plot([place] * len(values), values, "o", color=colours[method], alpha=0.7)
         dots.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=colours[method])
-    dots.set(ylabel="test accuracy (%)", title="each network, and the mean", xlim=(-0.6, len(groups) - 0.4))
+    dots.set(ylabel=f"test {title_of(metric)} (%)", title="each network, and the mean", xlim=(-0.6, len(groups) - 0.4))
     dots.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right", rotation_mode="anchor")
     low, high = dots.get_ylim()
     spare = max(LEAST_SPAN - (high - low), 0) / 2
@@ -121,9 +135,9 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
     drawing.savefig(path, dpi=150, format="png")
 
 
-def _watched(row: Row) -> float:
-    """The accuracy after an epoch, in %."""
-    return 100 * float(row.get("val/accuracy", row.get("test/accuracy", 0.0)))
+def _watched(row: Row, metric: str) -> float:
+    """How good the network is after an epoch, in %."""
+    return 100 * float(row.get(f"val/{metric}", row.get(f"test/{metric}", 0.0)))
 
 
 def _lower_end(accuracies: Sequence[float]) -> float:
@@ -131,10 +145,10 @@ def _lower_end(accuracies: Sequence[float]) -> float:
     return max(min(accuracies), statistics.median(accuracies) - LOOK) - 1 if accuracies else 0.0
 
 
-def _band(rows: Sequence[Row]) -> tuple[list[int], list[float], list[float], list[float]]:
+def _band(rows: Sequence[Row], metric: str) -> tuple[list[int], list[float], list[float], list[float]]:
     by_epoch: dict[int, list[float]] = {}
     for row in rows:
-        by_epoch.setdefault(int(row["epoch"]), []).append(_watched(row))
+        by_epoch.setdefault(int(row["epoch"]), []).append(_watched(row, metric))
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
     counted_from_one = [epoch + 1 for epoch in epochs]

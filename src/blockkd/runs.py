@@ -19,6 +19,7 @@ Row = dict[str, str | int | float]
 
 RECIPE, METRICS, RESULTS, FIGURE = "recipe.yaml", "metrics.csv", "results.csv", "figure.png"
 STUDENT, TEACHER, BEST = "student.safetensors", "teacher.safetensors", "best.safetensors"
+STUDENT_FOLDER, TEACHER_FOLDER = "student.pretrained", "teacher.pretrained"  # of text classifiers, for transformers
 DIVERGED = "diverged.safetensors"
 CHECKPOINT, PREVIOUS, TEACHER_LOGITS = "last.ckpt", "previous.ckpt", "teacher_logits"
 LOCK = ".lock"
@@ -137,7 +138,7 @@ class RunFolder:
             return None
         try:
             result: Row = json.loads(path.read_text(encoding="utf-8"))
-            complete = result["method"] == job.method and "test_accuracy" in result
+            complete = result["method"] == job.method and f"test_{result.get('metric', 'accuracy')}" in result
         except (ValueError, TypeError, KeyError):
             complete = False
         if not complete:

@@ -24,6 +24,7 @@ from blockkd.metering import EpochMeans
 from blockkd.objectives import task_loss
 from blockkd.ranks import across_ranks, of_first_rank
 from blockkd.recording import RecordedTeacher
+from blockkd.schedules import LinearWarmup
 
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -40,8 +41,8 @@ class DistillationModule(LightningModule):
     Args:
         distiller: the method, with teacher and student.
         optimizer: parameters → optimizer, for example ``functools.partial(torch.optim.SGD, lr=0.1)``.
-        scheduler: optimizer → learning rate schedule, stepped after each epoch; None anneals the learning rate
-            to 0 along a cosine over the trainer's ``max_epochs``.
+        scheduler: optimizer → learning rate schedule, stepped after each epoch, ``LinearWarmup`` after each step; None
+            anneals the learning rate to 0 along a cosine over the trainer's ``max_epochs``.
         watched: the part that the validation loader gives, which names what is logged of it. Where nothing is held
             out for validation, the test part can be watched; it chooses nothing.
         channels_last: keep images and networks in memory channel by channel of each pixel, which convolutions are
@@ -115,6 +116,9 @@ class DistillationModule(LightningModule):
         with torch.no_grad(), across_ranks():
             for buffer in self.distiller.buffers():
                 buffer.copy_(of_first_rank(buffer))
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LinearWarmup):
+                config.scheduler.steps = int(self.trainer.estimated_stepping_batches)
         optimizer = self._optimizer
         gated = optimizer is not None and is_gated(optimizer) and self._scaler is None
         self._watch = FiniteWatch(self.device, gated)
@@ -147,7 +151,7 @@ class DistillationModule(LightningModule):
         self.train_means.add(("train/loss", *(f"train/{name}" for name in terms)), row, len(targets))
         self.measure("train", losses.logits, targets)
         if self.trainer.is_last_batch:
-            self._log_means(self.train_means)
+            self.log_epoch()
         total: Tensor = losses.total
         return total
 
@@ -169,7 +173,7 @@ class DistillationModule(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Put on disk what was recorded; Lightning writes the epoch's checkpoint after that."""
         self._stop_at(self._watch.drain())
-        self._log_means(self.train_means)  # where the epoch was cut short
+        self.log_epoch()  # where the epoch was cut short
         if self.recorded is not None:
             self.recorded.flush()
 
@@ -211,12 +215,18 @@ class DistillationModule(LightningModule):
         name = self.watched if part == "val" else part
         self.log(f"{name}/accuracy", metric, on_step=False, on_epoch=True, batch_size=len(targets))
 
+    def log_epoch(self) -> None:
+        """Log what was summed up over the training batches of an epoch, and begin anew; nothing where there is none."""
+        self._log_means(self.train_means)
+
     def configure_optimizers(self) -> Any:
-        """Optimizer over student and the method's own modules, schedule per epoch."""
+        """Optimizer over student and the method's own modules, schedule per epoch, or per step for ``LinearWarmup``."""
         optimizer = self.make_optimizer(self._learners)
         if self.trainer.gradient_clip_val is None:  # Lightning refuses to clip for fused optimizers
             optimizer = fused(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        scheduler = self._scheduler(optimizer)
+        interval = "step" if isinstance(scheduler, LinearWarmup) else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the means so far, which are empty between two epochs; nothing that is not finite is kept."""

@@ -22,6 +22,7 @@ from blockkd.text.tasks import TASKS
 from blockkd.text.training import TextDistillationModule
 from tests.models.shared_data import data_file
 from tests.text.families import classifier
+from tests.text.making import written
 from tests.text.tokens import reviews, tokenizer
 
 datasets: Any = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -30,20 +31,6 @@ datasets: Any = pytest.importorskip("datasets", reason="datasets is not installe
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def written(folder: Path, task: str, rows: dict[str, int], **columns: Any) -> Path:
-    """A task in the hub's layout: splits of so many rows; other columns in the place of the usual ones."""
-    (folder / TASKS[task].subset).mkdir(parents=True)
-    for seed, (split, count) in enumerate(rows.items()):
-        found = reviews(count, seed)
-        table: dict[str, Any] = {name: [row["sentence"] for row in found] for name in TASKS[task].columns}
-        table["label"] = (
-            [row["label"] for row in found] if TASKS[task].labels else [row["label"] * 2.5 for row in found]
-        )
-        table |= {name: values[:count] for name, values in columns.items()}
-        datasets.Dataset.from_dict(table).to_parquet(folder / TASKS[task].subset / f"{split}.parquet")
-    return folder
 
 
 def glue(folder: Path, task: str = "sst2", **options: Any) -> Glue:

@@ -1,5 +1,6 @@
 """Everything about a recipe that can be checked before a folder is made or an hour spent."""
 
+import copy
 import inspect
 import math
 import re
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from blockkd.calling import Inputs, count, logits_of
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.preflight import Trial, trial
 from blockkd.commands.recipe import (
@@ -25,12 +27,21 @@ from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME
+from blockkd.scores import ACCURACY, title_of
+from blockkd.text.networks import StudentOf
 
 
 def build_network(factory: NetworkFactory, role: str) -> nn.Module:
     """A new network. Raises InvalidInputError when its settings are not accepted."""
     with user_input(f"cannot build the {role}"):
         return factory()
+
+
+def build_student(recipe: DistillRecipe, teacher: nn.Module) -> nn.Module:
+    """A new student, which may be made of the teacher. Raises InvalidInputError when its settings are not accepted."""
+    student = recipe.student
+    with user_input("cannot build the student"):
+        return student(teacher) if isinstance(student, StudentOf) else student()
 
 
 def build_method(
@@ -79,13 +90,18 @@ def check_teaching(recipe: TeachRecipe) -> nn.Module:
         check_strategy(recipe.trainer)
     teacher = build_network(recipe.teacher.network, "teacher")
     said = recipe.teacher.accuracy
+    if said is not None and ACCURACY not in recipe.data.metrics:
+        judged = " and ".join(map(title_of, recipe.data.metrics))
+        raise InvalidInputError(f"teacher.accuracy is {said}, but the data are judged by {judged}: leave it out")
     if said is not None and not 0 < said <= 1:
         raise InvalidInputError(f"teacher.accuracy is {said}, expected a share above 0 and up to 1, such as 0.7263")
     if recipe.teacher.weights is not None:
         with user_input("cannot use the teacher's weights"):
             load_weights(teacher, recipe.teacher.weights)
+    with user_input("the teacher does not fit the data"):
+        recipe.data.check_networks(teacher)
     check_classes({"teacher": teacher}, recipe.data, example)
-    if recipe.teacher.weights is None:
+    if not recipe.teacher.is_trained:
         _check_batch_norm(teacher, recipe.data, "teacher")
         _check_optimizer(teacher, recipe.teacher.optimizer, recipe.teacher.scheduler, "--teacher.optimizer")
     return teacher
@@ -116,7 +132,9 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
     elif recipe.record_ahead or recipe.record_top is not None:
         name = "record_ahead" if recipe.record_ahead else "record_top"
         raise InvalidInputError(f"{name} says how the teacher is recorded, but record_teacher is false: set it as well")
-    student = build_network(recipe.student, "student")
+    student = build_student(recipe, teacher)
+    with user_input("teacher, student and data do not fit together"):
+        recipe.data.check_networks(teacher, student)
     check_classes({"teacher": teacher, "student": student}, recipe.data, example)
     trials: dict[str, Trial] = {}
     for name, factory in methods.items():
@@ -124,13 +142,12 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
             raise InvalidInputError(
                 f"a method cannot be called {name!r}: its name names a folder; use letters, digits, - and _"
             )
-        spare_teacher = build_network(recipe.teacher.network, "teacher")
-        spare_student = build_network(recipe.student, "student")
+        spare_teacher, spare_student = copy.deepcopy(teacher), build_student(recipe, teacher)
         distiller = build_method(factory, name, spare_teacher, spare_student, recipe.data)
         _check_batch_norm(distiller, recipe.data, f"student under {name}")
         with user_input(f"{name} cannot take a step"):
-            labels = recipe.data.parts.test.labels[: len(example)]
-            context = {"indices": torch.arange(len(example))} if distiller.needs_indices else {}
+            labels = recipe.data.parts.test.labels[: count(example)]
+            context = {"indices": torch.arange(len(labels))} if distiller.needs_indices else {}
             distiller(example, labels, **context)
         _check_optimizer(distiller, recipe.optimizer, recipe.scheduler, "--optimizer")
         if tried:
@@ -139,13 +156,13 @@ def check_distilling(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]
 
 
 @torch.no_grad()
-def check_classes(networks: Mapping[str, nn.Module], data: ImageData, example: Tensor) -> None:
+def check_classes(networks: Mapping[str, nn.Module], data: ImageData, example: Inputs) -> None:
     """Raise InvalidInputError unless all networks give logits of as many classes as the data has."""
     counts: dict[str, int] = {}
     for role, network in networks.items():
         was_training = network.training
-        with user_input(f"the {role} does not accept images of shape {tuple(example.shape[1:])}"):
-            logits = network.eval()(example)
+        with user_input(f"the {role} does not accept {data.sample}s of shape {_shape(example)}"):
+            logits = logits_of(network.eval(), example)
         network.train(was_training)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -159,7 +176,9 @@ def check_classes(networks: Mapping[str, nn.Module], data: ImageData, example: T
         )
 
 
-def chance_warning(accuracy: float, num_classes: int, images: int, part: str = "val") -> str | None:
+def chance_warning(
+    accuracy: float, num_classes: int, images: int, part: str = "val", samples: str = "images"
+) -> str | None:
     """What to say of a teacher whose accuracy is near that of guessing, or None.
 
     Near means within four standard deviations of guessing on so many images, or a twentieth of the way from guessing
@@ -170,9 +189,35 @@ def chance_warning(accuracy: float, num_classes: int, images: int, part: str = "
     if accuracy > chance + margin:
         return None
     return (
-        f"the teacher is right on {accuracy:.1%} of the {part} images, where guessing gives {chance:.1%}: it "
+        f"the teacher is right on {accuracy:.1%} of the {part} {samples}, where guessing gives {chance:.1%}: it "
         "looks untrained, or its classes are numbered otherwise than the data's; a student can learn nothing from it"
     )
+
+
+def teacher_warning(result: Mapping[str, Any], data: ImageData) -> str | None:
+    """What to say of a teacher that is no better than guessing on what is watched, or None.
+
+    Args:
+        result: of the teacher's job.
+        data: on which it was measured.
+    """
+    part = data.watched
+    samples = len(getattr(data.parts, part))
+    if ACCURACY in data.metrics:
+        return chance_warning(float(result[f"{part}_{ACCURACY}"]), data.num_classes, samples, part, f"{data.sample}s")
+    metric = data.metrics[0]
+    value = float(result[f"{part}_{metric}"])
+    if value > max(4 / math.sqrt(samples), 0.05):  # of guesses it is 0, with a deviation of 1 / √n; NaN of constants
+        return None
+    return (
+        f"the teacher's {title_of(metric)} on the {samples} {data.sample}s of the {part} part is {value:.3f}, where "
+        "guessing gives 0: it looks untrained; a student can learn nothing from it"
+    )
+
+
+def _shape(example: Inputs) -> str:
+    shapes = {"": example} if isinstance(example, Tensor) else example
+    return ", ".join(f"{name} {tuple(value.shape[1:])}".strip() for name, value in shapes.items())
 
 
 def _check_recording(recipe: DistillRecipe) -> None:

@@ -13,9 +13,10 @@ from blockkd.commands.errors import InvalidInputError
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.objectives import LogitDistance
+from blockkd.text.networks import Pretrained, StudentOf
 
 # A Distiller is an nn.Module.
-MAY_BE_NAMED = (nn.Module, Named, ImageData, LogitDistance, Optimizer, LRScheduler)
+MAY_BE_NAMED = (nn.Module, Named, Pretrained, StudentOf, ImageData, LogitDistance, Optimizer, LRScheduler)
 
 
 def check_class_paths(config: Any, option: str = "") -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from blockkd.commands.composing import is_plain
 from blockkd.commands.entries import (
     Entry,
     check_entries,
@@ -169,7 +170,7 @@ def _train(request: Request, command: str) -> None:
     new = first and not request.resumed
     checked = check_entries(request.entries, tried=new)
     if new:
-        known = checked.teacher if request.shared.teacher.weights is not None else None
+        known = checked.teacher if request.shared.teacher.is_trained else None
         preflight(request.shared, checked.trials, known, folder.path, request.strict)
     if first:
         _prepare(request, command)
@@ -234,12 +235,13 @@ def _report(request: Request) -> None:
     finished = [row for row in rows if row["method"] != TEACHER_NAME]
     if finished:
         comparison = summarise(rows, published=_published(request.entries))
-        images = len(request.shared.data.parts.test)
+        data = request.shared.data
+        samples = {"test_images": len(data.parts.test), "sample": data.sample}
         write_csv(folder.path / TABLE, comparison_rows(comparison))
         footer = {"command": stored_command(folder), **_settings(request), **environment()}
-        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, test_images=images))
+        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, **samples))
         comparison_figure(comparison, rows, folder.path / FIGURE)
-        print_table(comparison_table(comparison, images))
+        print_table(comparison_table(comparison, **samples))
         _print_settings(request)
     left = len(request.jobs) - len(finished)
     if left:
@@ -283,4 +285,4 @@ def _print_settings(request: Request) -> None:
 
 def _run_name(recipes: Sequence[str]) -> str:
     first = recipes[0]
-    return first.rpartition("/")[0] if first.count("/") == 2 else Path(first).stem
+    return Path(first).stem if is_plain(first) else first.rpartition("/")[0].removesuffix(".yaml").removesuffix(".yml")

@@ -3,11 +3,14 @@
 A recipe may rest on another one, its ``base``, whose values it overrides. The comparisons of the field are tables of
 pairs × methods, and so are their recipes: ``cifar100/resnet56-resnet20/dkd`` is ``cifar100/pairs/resnet56-resnet20``
 with ``methods/dkd`` on top, and over that what the pair (or the task, its base) asks of this method under the key
-``methods``, option by option as on the command line.
+``methods``, option by option as on the command line. Where pairs are the same for several tasks, as on GLUE, a family
+has folders of tasks and of methods of its own: ``glue/sst2/bert-base_6-layer/pkd`` is
+``glue/pairs/bert-base_6-layer`` with ``glue/tasks/sst2`` and ``glue/methods/pkd`` on top.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,22 +22,22 @@ from blockkd.plain_yaml import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 BASE = "base"  # a recipe's key, and the name of the part that all pairs of a task rest on
-PAIRS, METHODS = "pairs", "methods"  # folders; METHODS is a key of a pair as well
-CLASS = "class_path"
+PAIRS, TASKS, METHODS = "pairs", "tasks", "methods"  # folders; METHODS is a key of a pair as well
+CLASS, ARGUMENTS = "class_path", "init_args"
 NAMED = "blockkd.models.Named"
+TEXT, TEXT_DATA = "glue", "Glue"  # the family of recipes for text, and the class of its data
+PRETRAINED, STUDENT_OF = "blockkd.text.networks.Pretrained", "blockkd.text.networks.StudentOf"
 NETWORK_OPTIONS = ("--student", "--teacher.network")
+SHORT_OPTIONS = {f"--teacher.{name}": f"--teacher.network.{name}" for name in ("name", "revision")}
 
 Recipe = dict[str, Any]
 
 
 def recipe_names() -> list[str]:
     """The recipes in the package, by name."""
-    parts = _parts()
-    methods = [name.removeprefix(f"{METHODS}/") for name in parts if name.startswith(f"{METHODS}/")]
-    pairs = [name.split(f"/{PAIRS}/") for name in parts if f"/{PAIRS}/" in name]
-    plain = [name for name in parts if not name.startswith(f"{METHODS}/") and Path(name).parent.name != PAIRS]
-    plain = [name for name in plain if Path(name).name != BASE]
-    return sorted(plain) + [f"{task}/{pair}/{method}" for task, pair in pairs for method in methods]
+    kept_apart = (PAIRS, TASKS, METHODS)
+    plain = [name for name in _parts() if Path(name).parent.name not in kept_apart and Path(name).name != BASE]
+    return sorted(plain) + [f"{pair}/{method}" for pair in _pairs() for method in _methods(pair.partition("/")[0])]
 
 
 def compose(name_or_path: str) -> Recipe:
@@ -48,6 +51,8 @@ def compose(name_or_path: str) -> Recipe:
         InvalidInputError: there is no such recipe (the message gives the nearest names), or a file is missing, is not
             YAML, or is its own base.
     """
+    if name_or_path in _pairs():  # which is a base for others, and lacks a method
+        raise _unknown(name_or_path)
     recipe = _compose(name_or_path, ())
     if METHODS in recipe:
         raise InvalidInputError(
@@ -56,24 +61,35 @@ def compose(name_or_path: str) -> Recipe:
         )
     for place, key in ((recipe, "student"), (recipe.get("teacher"), "network")):
         if isinstance(place, dict) and _is_network_name(place.get(key)):
-            place[key] = {CLASS: NAMED, "init_args": {"name": place[key]}}
+            place[key] = {CLASS: NAMED, ARGUMENTS: {"name": place[key]}}
+    student = recipe.get("student")
+    if isinstance(student, dict) and CLASS not in student and _is_text(recipe):
+        recipe["student"] = {CLASS: STUDENT_OF, **student}
     return recipe
 
 
 def is_plain(name_or_path: str) -> bool:
     """Whether this is one file, and not a pair with a method behind it."""
     own_pair = name_or_path.rpartition("/")[0].endswith(SUFFIXES)
-    return not own_pair and (
-        name_or_path.endswith(SUFFIXES) or name_or_path in _parts() or name_or_path.count("/") != 2
-    )
+    return not own_pair and (name_or_path.endswith(SUFFIXES) or name_or_path in _parts() or name_or_path.count("/") < 2)
 
 
 def networks_by_name(argv: Sequence[str]) -> list[str]:
-    """Command line arguments in which ``--student resnet8`` is spelled out as class path and name."""
+    """Command line arguments in which networks are spelled out.
+
+    ``--student resnet8`` becomes class path and name, ``--teacher.name`` the name of the teacher's network.
+    """
     spelled: list[str] = []
     waiting = list(argv)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
+        option = SHORT_OPTIONS.get(option, option)
+        network, _, setting = option.rpartition(".")
+        if network in NETWORK_OPTIONS and setting == "name" and (equals or waiting):
+            value = value if equals else waiting.pop(0)
+            spelled += [] if _is_network_name(value) else [f"{network}={_class_of(value)}"]
+            spelled.append(f"{option}={value}")
+            continue
         if option not in NETWORK_OPTIONS or not (equals or waiting):
             spelled.append(f"{option}{equals}{value}")
             continue
@@ -103,30 +119,63 @@ def _is_network_name(value: object) -> bool:
     return isinstance(value, str) and (value in NETWORKS or value.partition("/")[0] in LIBRARIES)
 
 
+def _class_of(name: str) -> str:
+    """Which class builds the network of this name: what is no image network's is a folder or a name on the hub."""
+    return NAMED if _is_network_name(name) else PRETRAINED
+
+
+def _is_text(recipe: Recipe) -> bool:
+    data = recipe.get("data")
+    return isinstance(data, dict) and str(data.get(CLASS)).rpartition(".")[2] == TEXT_DATA
+
+
+def _spelled_out(content: Recipe) -> Recipe:
+    """A recipe file in which a network that is told by its settings alone has them where the others have theirs.
+
+    ``teacher: {name: NAME}`` becomes class path and arguments under ``network``, and likewise a student's settings.
+    """
+    student, teacher = content.get("student"), content.get("teacher")
+    if isinstance(student, dict) and student and not {CLASS, ARGUMENTS} & student.keys():
+        content = {**content, "student": _with_class(student)}
+    if isinstance(teacher, dict) and (named := {key: teacher[key] for key in ("name", "revision") if key in teacher}):
+        if "network" in teacher:
+            raise InvalidInputError("the recipe says what the teacher is by 'name' and by 'network': leave one out")
+        rest = {key: value for key, value in teacher.items() if key not in named}
+        content = {**content, "teacher": {**rest, "network": _with_class(named)}}
+    return content
+
+
+def _with_class(settings: Recipe) -> Recipe:
+    return ({CLASS: _class_of(str(settings["name"]))} if "name" in settings else {}) | {ARGUMENTS: settings}
+
+
 def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
+    if name_or_path in _pairs():
+        return _laid_on_each_other(_pairs()[name_or_path], above)
     if not is_plain(name_or_path):
         return _compose_pair(name_or_path, above)
     path = _find(name_or_path)
     if path.resolve() in above:
         raise InvalidInputError(f"the recipe {path} is its own base; take the key 'base' out of one of them")
-    content = read_recipe(path)
+    content = _spelled_out(read_recipe(path))
     base = content.pop(BASE, None)
     if base is None:
         return content
     if base.endswith(SUFFIXES) or base.rpartition("/")[0].endswith(SUFFIXES):
         base = str(path.parent / base)
-    return merge(_compose(base, (*above, path.resolve())), content)
+    below = _compose(base, (*above, path.resolve()))
+    return merge(below, content) if content else below  # one that only gives another name
 
 
 def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
     pair, _, method = name.rpartition("/")
     if not pair.endswith(SUFFIXES) and name not in recipe_names():
         raise _unknown(name)
-    if f"{METHODS}/{method}" not in _parts():
-        methods = [part.rpartition("/")[2] for part in _parts() if part.startswith(f"{METHODS}/")]
-        raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, methods)}")
-    pair = pair if pair.endswith(SUFFIXES) else f"/{PAIRS}/".join(pair.split("/"))
-    recipe = merge(_compose(pair, above), _compose(f"{METHODS}/{method}", above))
+    recipe = _compose(pair, above)
+    methods = _methods(TEXT if _is_text(recipe) else pair.partition("/")[0])
+    if method not in methods:
+        raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, [*methods])}")
+    recipe = merge(recipe, _compose(methods[method], above))
     asked = recipe.pop(METHODS, {})
     if not isinstance(asked, dict) or not isinstance(asked.get(method, {}), dict):
         raise InvalidInputError(f"'{METHODS}' in {pair} must hold options by method, such as kd: {{method.alpha: 0.1}}")
@@ -144,7 +193,7 @@ def _set(recipe: Recipe, option: str, value: Any, where: str) -> None:
         if not isinstance(node, dict) or not node:
             raise InvalidInputError(f"{where} sets {option}, but the recipe has nothing at {key!r}")
         if CLASS in node:
-            node = node.setdefault("init_args", {})
+            node = node.setdefault(ARGUMENTS, {})
     node[last] = value
 
 
@@ -159,6 +208,39 @@ def _find(name_or_path: str) -> Path:
     return Path(_part(name_or_path))
 
 
+def _laid_on_each_other(names: Sequence[str], above: tuple[Path, ...]) -> Recipe:
+    recipe: Recipe = {}
+    for name in names:
+        recipe = merge(recipe, _compose(name, above))
+    return recipe
+
+
+@cache
+def _pairs() -> dict[str, list[str]]:
+    """Every pair on its task, by name: the parts of which it is made, the later on top of the earlier."""
+    found = {}
+    for part in _parts():
+        family, between, pair = part.partition(f"/{PAIRS}/")
+        if not between:
+            continue
+        tasks = [name for name in _parts() if name.startswith(f"{family}/{TASKS}/")]
+        if not tasks:
+            found[f"{family}/{pair}"] = [part]
+        for task in tasks:
+            found[f"{family}/{task.rpartition('/')[2]}/{pair}"] = [part, task]
+    return found
+
+
+def _methods(family: str) -> dict[str, str]:
+    """The methods of a family of recipes by name: its own, or, where it has none, those of all."""
+    for folder in (f"{family}/{METHODS}/", f"{METHODS}/"):
+        found = {name.removeprefix(folder): name for name in _parts() if name.startswith(folder)}
+        if found:
+            return found
+    return {}
+
+
+@cache
 def _parts() -> list[str]:
     root = _root()
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))

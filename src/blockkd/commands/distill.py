@@ -15,6 +15,7 @@ from blockkd.commands.preflight import preflight
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
+from blockkd.data.images import ImageData
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
 from blockkd.runs import FIGURE, Job, RunFolder
 
@@ -35,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         jobs = train(recipe, methods, invocation)
     if not is_first():
         return 0
-    report(invocation.folder, jobs, len(recipe.data.parts.test))
+    report(invocation.folder, jobs, recipe.data)
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
     print(f"Next: blockkd evaluate {path}")
@@ -63,7 +64,7 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
     new = not invocation.resumed and not invocation.follows
     checked = check_distilling(recipe, methods, tried=new)
     if new:
-        known = checked.teacher if recipe.teacher.weights is not None else None
+        known = checked.teacher if recipe.teacher.is_trained else None
         preflight(recipe, checked.trials, known, invocation.folder.path, invocation.strict)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
@@ -78,9 +79,9 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
     return [Job(TEACHER_NAME, int(recipe.seed)), *students]
 
 
-def report(folder: RunFolder, jobs: Sequence[Job], test_images: int) -> None:
+def report(folder: RunFolder, jobs: Sequence[Job], data: ImageData) -> None:
     """Write the run's tables and figure, and print the table."""
     folder.gather(jobs)
     results = [result for job in jobs if (result := folder.result(job))]
     figure(folder.metrics(jobs), results, folder.path / FIGURE)
-    print_table(results_table(results, test_images))
+    print_table(results_table(results, len(data.parts.test), data.sample))

@@ -1,5 +1,6 @@
 """``blockkd evaluate RUN_OR_FILE``: accuracy, measured from the weights of a run's networks or in a single file."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,10 +11,11 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
-from blockkd.commands.checks import build_method, build_network, check_classes
+from blockkd.calling import image_shape
+from blockkd.commands.checks import build_method, build_network, build_student, check_classes
 from blockkd.commands.composing import compose, read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import accuracy, cpu_threads, quiet
+from blockkd.commands.fitting import cpu_threads, measured, module_for, quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, NetworkFactory, TeachRecipe, method_name
@@ -23,9 +25,10 @@ from blockkd.models.named import Named
 from blockkd.models.weights import best_fit, compare_weights, load_weights, nearest_network, read_state_dict
 from blockkd.report import TEACHER_NAME, evaluation_table, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Row, RunFolder
-from blockkd.training import DistillationModule
+from blockkd.text.networks import Pretrained
 
 DEFAULT_RECIPE = "cifar100/teacher"
+_NETWORK = ("--teacher.network", "--teacher.name")
 DESCRIPTION = (
     "Measure accuracy again from weights: those of a run's student and teacher, on the run's own data, or those in a "
     f"file, on the data of a recipe (without --config: {DEFAULT_RECIPE}). A file's network is the recipe's or "
@@ -52,7 +55,8 @@ def run(argv: Sequence[str]) -> int:
     with quiet(), cpu_threads(recipe.threads):
         subjects = _in_file(path, recipe, config, argv) if path.is_file() else _in_run(path, recipe, config)
         rows = [_evaluate(subject, recipe, part) for subject in subjects]
-    print_table(evaluation_table(rows, part, len(getattr(recipe.data.parts, part))))
+    data = recipe.data
+    print_table(evaluation_table(rows, part, len(getattr(data.parts, part)), data.sample, data.metrics))
     return 0
 
 
@@ -126,19 +130,21 @@ def _in_run(path: Path, recipe: TeachRecipe, config: Namespace) -> list[Subject]
             f"{path} has no {' and no '.join(missing)}: the run is unfinished; "
             f"go on with blockkd {'distill' if 'student' in config else 'teach'} --resume {path}"
         )
-    subjects = [_loaded(TEACHER_NAME, build_network(recipe.teacher.network, TEACHER_NAME), files[TEACHER_NAME])]
+    teacher = build_network(recipe.teacher.network, TEACHER_NAME)
+    subjects = [_loaded(TEACHER_NAME, teacher, files[TEACHER_NAME])]
     if isinstance(recipe, DistillRecipe):
-        subjects.append(_loaded("student", _student(recipe, config, files["student"]), files["student"]))
+        subjects.append(_loaded("student", _student(recipe, config, files["student"], teacher), files["student"]))
     return subjects
 
 
 def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[str]) -> list[Subject]:
     state = read_state_dict(path)
-    given = _values(argv, "--config") or any(argument.startswith("--teacher.network") for argument in argv)
+    given = _values(argv, "--config") or any(argument.startswith(_NETWORK) for argument in argv)
     name, agreeing, total = nearest_network(state)
     if not given and 2 * agreeing >= total:
         example = recipe.data.example()
-        network = create_model(name, recipe.data.num_classes, in_channels=example.shape[1])
+        channels = image_shape(example)[1]
+        network = create_model(name, recipe.data.num_classes, in_channels=channels)
         subject = _loaded(name, network, path)
         print(f"{path} holds the weights of {name}: all {len(state)} tensors fit.")
         return [subject]
@@ -147,21 +153,21 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
         return [_loaded(_label(recipe.teacher.network, teacher), teacher, path)]
     if compare_weights(teacher, state).fits:
         return [_loaded(TEACHER_NAME, teacher, path)]
-    student = _student(recipe, config, path)
+    student = _student(recipe, config, path, teacher)
     if compare_weights(student, state).fits:
         return [_loaded("student", student, path)]
     raise InvalidInputError(f"{path} fits neither the teacher nor the student of the recipe. {best_fit(state)}")
 
 
-def _student(recipe: DistillRecipe, config: Namespace, path: Path) -> nn.Module:
+def _student(recipe: DistillRecipe, config: Namespace, path: Path, teacher: nn.Module) -> nn.Module:
     """The recipe's student, or what its method makes of it to be deployed, as SimKD does: whichever has the tensors."""
     with user_input("cannot use the student's weights"):
         state = read_state_dict(path)
-    student = build_network(recipe.student, "student")
+    student = build_student(recipe, teacher)
     if not compare_weights(student, state).fits:
         name = method_name(config["method"]["class_path"])
-        teacher, another = build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student")
-        deployed = build_method(recipe.method, name, teacher, another, recipe.data).student
+        spare, another = copy.deepcopy(teacher), build_student(recipe, teacher)
+        deployed = build_method(recipe.method, name, spare, another, recipe.data).student
         if compare_weights(deployed, state).fits:
             return deployed
     return student
@@ -174,7 +180,7 @@ def _loaded(label: str, network: nn.Module, path: Path) -> Subject:
 
 
 def _label(factory: NetworkFactory, network: nn.Module) -> str:
-    return factory.name if isinstance(factory, Named) else type(network).__name__
+    return factory.name if isinstance(factory, Named | Pretrained) else type(network).__name__
 
 
 def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:
@@ -184,11 +190,14 @@ def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:
         raise InvalidInputError(
             f"the {part} part of the data is empty: hold some of the training images out, as by --data.val_share 0.1"
         )
+    with user_input("network and data do not fit together"):
+        recipe.data.check_networks(subject.network)
     check_classes({subject.label: subject.network}, recipe.data, example)
-    module = DistillationModule(CrossEntropy(None, subject.network), recipe.teacher.optimizer)
+    module = module_for(recipe.data, CrossEntropy(None, subject.network), recipe.teacher.optimizer)
+    found = measured(module, recipe.data, part, on_one_device(recipe.trainer))
     return {
         "network": subject.label,
-        "accuracy": accuracy(module, recipe.data, part, on_one_device(recipe.trainer)),
+        **{metric: found[f"{part}_{metric}"] for metric in recipe.data.metrics},
         "parameters": costs.parameters(subject.network),
         "flops_per_image": costs.flops(subject.network, example),
     }

@@ -18,13 +18,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from blockkd.commands.best import BestEpoch
 from blockkd.commands.checkpoints import SealedCheckpoints, usable_checkpoint
 from blockkd.commands.midway import Midway
-from blockkd.commands.recipe import TrainerOptions
+from blockkd.commands.recipe import OptimizerFactory, TrainerOptions
 from blockkd.commands.slices import Deadline, StopInTime
 from blockkd.commands.stopping import Stop, Terminated
 from blockkd.data.images import ImageData
+from blockkd.distiller import Distiller
 from blockkd.durable import remove_drafts
 from blockkd.randomness import derived_seed
 from blockkd.runs import BEST, CHECKPOINT, Job, Row, RunFolder
+from blockkd.text.glue import Glue
+from blockkd.text.training import TextDistillationModule
 from blockkd.training import DistillationModule
 
 _TELLS_NOTHING = (  # what Lightning warns of though it is so on purpose, or changes nothing here
@@ -94,8 +97,8 @@ class EpochRows(Callback):
 class ProgressLine(Callback):
     """One line per job on the terminal."""
 
-    def __init__(self, progress: Progress, job: Job) -> None:
-        self.progress, self.job = progress, job
+    def __init__(self, progress: Progress, job: Job, metric: str) -> None:
+        self.progress, self.job, self.metric = progress, job, metric
         self.task = progress.add_task(str(job), total=None, note="")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,11 +112,11 @@ class ProgressLine(Callback):
         self.progress.update(self.task, completed=trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the accuracy."""
+        """Show how good it is."""
         del pl_module
         metrics = trainer.callback_metrics
-        part = "val" if "val/accuracy" in metrics else "test"
-        self.progress.update(self.task, note=f"{part} {float(metrics[f'{part}/accuracy']):6.2%}")
+        part = "val" if f"val/{self.metric}" in metrics else "test"
+        self.progress.update(self.task, note=f"{part} {float(metrics[f'{part}/{self.metric}']):6.2%}")
 
 
 def progress_lines(console: Any) -> Progress:
@@ -199,9 +202,10 @@ def fit(
     stop = Stop()
     rows, midway = EpochRows(folder, job), Midway(home / CHECKPOINT, stop)
     checkpoint = ModelCheckpoint(home, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    callbacks = [EpochSeed(job.seed), rows, ProgressLine(progress, job), StopInTime(deadline), midway, checkpoint]
+    line = ProgressLine(progress, job, data.metrics[0])
+    callbacks = [EpochSeed(job.seed), rows, line, StopInTime(deadline), midway, checkpoint]
     if module.watched == "val":
-        callbacks.append(BestEpoch(home / BEST))
+        callbacks.append(BestEpoch(home / BEST, data.metrics[0]))
     trainer = make_trainer(options, epochs, callbacks)
     if trainer.world_size > 1:  # Ctrl-C goes to all ranks and ends them; of SIGTERM, Lightning tells them all
         stop.signals = (signal.SIGTERM,)
@@ -233,10 +237,19 @@ def _interruptible() -> Iterator[None]:
         raise ended.__context__ if isinstance(ended.__context__, KeyboardInterrupt) else ended from None
 
 
-def accuracy(module: DistillationModule, data: ImageData, part: str, options: TrainerOptions) -> float:
-    """The student's accuracy on the part ``"val"`` or ``"test"``, between 0 and 1."""
+def module_for(
+    data: ImageData, distiller: Distiller, optimizer: OptimizerFactory, **options: Any
+) -> DistillationModule:
+    """A method under Lightning, judged by the metrics of the data; ``options`` are those of DistillationModule."""
+    if isinstance(data, Glue):
+        return TextDistillationModule(distiller, data.task, optimizer, **options)
+    return DistillationModule(distiller, optimizer, **options)
+
+
+def measured(module: DistillationModule, data: ImageData, part: str, options: TrainerOptions) -> Row:
+    """The student on the part ``"val"`` or ``"test"``: ``test_accuracy`` and the like, one for each of the metrics."""
     trainer = make_trainer(options)
     evaluate = trainer.validate if part == "val" else trainer.test
     with _interruptible():
         results = evaluate(module, datamodule=data, verbose=False)
-    return float(results[0][f"{part}/accuracy"])
+    return {f"{part}_{metric}": float(results[0][f"{part}/{metric}"]) for metric in data.metrics}

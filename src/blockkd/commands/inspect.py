@@ -1,8 +1,10 @@
 """``blockkd inspect``: how a recipe's networks are cut and connected, what its method costs, whether weights fit."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -16,7 +18,8 @@ from blockkd.baselines.logits import KD
 from blockkd.block_kd import BlockKD
 from blockkd.blocks import Blocks, PartitionError
 from blockkd.blockwise import BlockwiseDistiller
-from blockkd.commands.checks import build_method, build_network, check_classes
+from blockkd.calling import Inputs, count
+from blockkd.commands.checks import build_method, build_network, build_student, check_classes
 from blockkd.commands.distill import DEFAULT_RECIPE, all_methods
 from blockkd.commands.errors import InvalidInputError, printable, user_input
 from blockkd.commands.fitting import quiet
@@ -25,7 +28,7 @@ from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.distiller import Distiller
 from blockkd.models.weights import WeightsMatch, best_fit, compare_weights, read_state_dict
-from blockkd.partitioning import Survey, cut_pair
+from blockkd.partitioning import cut_pair, survey
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import RunFolder
 
@@ -47,14 +50,16 @@ class Setup:
         example: a batch of inputs ``(B, ...)``.
         labels: of the example, ``(B,)``.
         kd_flops: FLOPs per image of a training step of plain KD with these networks.
+        sample: what one example is called, with its length where it has one.
     """
 
     method: str
     teacher: nn.Module
     distiller: Distiller
-    example: Tensor
+    example: Inputs
     labels: Tensor
     kd_flops: int
+    sample: str
 
 
 def run(argv: Sequence[str]) -> int:
@@ -82,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
 def blocks_table(setup: Setup, teacher: Blocks, student: Blocks) -> Table:
     """Both networks block by block: where each ends, the shape there (without the batch), parameters, FLOPs."""
     is_cut = isinstance(setup.distiller, BlockwiseDistiller)
-    table = _networks_table("blocks" if is_cut else f"blocks as they could be cut; {setup.method} needs none")
+    table = _networks_table(setup, "blocks" if is_cut else f"blocks as they could be cut; {setup.method} needs none")
     if setup.distiller.student is not student.network:
         table.caption = f"{table.caption}; the whole student is what {setup.method} makes of it to be deployed"
     halves = [_block_rows(blocks, setup.example) for blocks in (teacher, student)]
@@ -95,7 +100,7 @@ def blocks_table(setup: Setup, teacher: Blocks, student: Blocks) -> Table:
 
 def sizes_table(setup: Setup) -> Table:
     """Both networks as wholes, where they cannot be cut."""
-    table = _networks_table("networks")
+    table = _networks_table(setup, "networks")
     table.add_row("whole", *_whole(setup.teacher, setup.example), *_whole(setup.distiller.student, setup.example))
     return table
 
@@ -104,10 +109,8 @@ def stones_table(setup: Setup) -> Table:
     """Each stone: connector, its parameters, and the FLOPs that it adds to a training step of plain KD."""
     distiller = setup.distiller
     assert isinstance(distiller, BlockKD)
-    table = Table(
-        title="stones",
-        caption=f"FLOPs that a stone adds to one training step, for one image; plain KD takes {setup.kd_flops:,}",
-    )
+    added_to = f"one training step, for one {setup.sample}; plain KD takes {setup.kd_flops:,}"
+    table = Table(title="stones", caption=f"FLOPs that a stone adds to {added_to}")
     table.add_column("stone")
     table.add_column("student feature → teacher feature")
     table.add_column("connector")
@@ -130,7 +133,7 @@ def stones_table(setup: Setup) -> Table:
 
 def step_table(setup: Setup) -> Table:
     """What a training step of the method takes, and the parameters that are trained beside the deployed student's."""
-    table = Table(title="method", caption="FLOPs of one training step in the first epoch, for one image")
+    table = Table(title="method", caption=f"FLOPs of one training step in the first epoch, for one {setup.sample}")
     table.add_column("method")
     for column in ("parameters beside the student", "FLOPs", "of plain KD"):
         table.add_column(column, justify="right")
@@ -165,15 +168,20 @@ def _parser() -> ArgumentParser:
 def _setup(recipe: DistillRecipe, method: str) -> Setup:
     with user_input("cannot use the data"):
         example = recipe.data.example()
-        labels = recipe.data.parts.test.labels[: len(example)]
-    (teacher, student), pair = (
-        (build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student"))
-        for _ in range(2)
-    )
+        labels = recipe.data.parts.test.labels[: count(example)]
+    teacher = build_network(recipe.teacher.network, TEACHER_NAME)
+    with user_input("the teacher does not fit the data"):
+        recipe.data.check_networks(teacher)
+    student = build_student(recipe, teacher)
+    with user_input("teacher, student and data do not fit together"):
+        recipe.data.check_networks(teacher, student)
+    pair = copy.deepcopy((teacher, student))
     check_classes({TEACHER_NAME: teacher, "student": student}, recipe.data, example)
     distiller = build_method(recipe.method, method, teacher, student, recipe.data)
     # With networks of its own: a method may freeze a part of the student.
-    return Setup(method, teacher, distiller, example, labels, _step_flops(KD(*pair), example, labels))
+    kd_flops = _step_flops(KD(*pair), example, labels)
+    length = "" if isinstance(example, Tensor) else f" of {example['input_ids'].shape[1]} tokens"
+    return Setup(method, teacher, distiller, example, labels, kd_flops, f"{recipe.data.sample}{length}")
 
 
 def _show_blocks(setup: Setup) -> None:
@@ -181,7 +189,7 @@ def _show_blocks(setup: Setup) -> None:
         print_table(blocks_table(setup, setup.distiller.teacher_blocks, setup.distiller.student_blocks))
         return
     try:
-        theirs, ours = Survey(setup.teacher, setup.example), Survey(setup.distiller.student, setup.example)
+        theirs, ours = (survey(network, setup.example) for network in (setup.teacher, setup.distiller.student))
         pair = cut_pair(theirs, ours)
         print_table(blocks_table(setup, theirs.cut(pair[0], frozen=True), ours.cut(pair[1])))
     except PartitionError as error:
@@ -201,8 +209,9 @@ def _show_weights(path: Path, state: dict[str, Tensor], teacher: nn.Module) -> N
     )
 
 
-def _networks_table(title: str) -> Table:
-    table = Table(title=title, caption="FLOPs of a forward pass for one image, a multiply-add counted as two")
+def _networks_table(setup: Setup, title: str) -> Table:
+    caption = f"FLOPs of a forward pass for one {setup.sample}, a multiply-add counted as two"
+    table = Table(title=title, caption=caption)
     table.add_column("")
     for network in (TEACHER_NAME, "student"):
         table.add_column(f"{network}: up to")
@@ -211,38 +220,40 @@ def _networks_table(title: str) -> Table:
     return table
 
 
-def _block_rows(blocks: Blocks, example: Tensor) -> list[tuple[str, str, str, str]]:
+def _block_rows(blocks: Blocks, example: Inputs) -> list[tuple[str, str, str, str]]:
     rows = []
-    inputs = example
+    inputs: Any = example
     shapes = [*map(_shape, blocks.shapes), "logits"]
     with torch.no_grad():
+        beside = blocks.beside(example)
         for part, name, shape in zip([*blocks.blocks, blocks.classifier], [*blocks.names, "end"], shapes, strict=True):
-            rows.append((name, shape, f"{costs.parameters(part):,}", f"{costs.flops(part, inputs):,}"))
-            inputs = part(inputs)
+            rows.append((name, shape, f"{costs.parameters(part):,}", f"{costs.flops(part, inputs, **beside):,}"))
+            inputs = part(inputs, **beside)
     return rows
 
 
-def _whole(network: nn.Module, example: Tensor) -> tuple[str, str, str, str]:
+def _whole(network: nn.Module, example: Inputs) -> tuple[str, str, str, str]:
     return "", "", f"{costs.parameters(network):,}", f"{costs.flops(network, example):,}"
 
 
-def _stone_flops(distiller: BlockKD, stone: int, example: Tensor) -> int:
+def _stone_flops(distiller: BlockKD, stone: int, example: Inputs) -> int:
     """Connector three times (forward, gradient of input and of weights), the frozen tail twice."""
     teacher, student = distiller.teacher_blocks, distiller.student_blocks
     with torch.no_grad():
         features, _ = student.run(example)
+        beside = teacher.beside(example)
     feature = features[stone - 1].requires_grad_()
     with FlopCounterMode(display=False) as counter:
         tail = distiller.connectors[str(stone)](feature)
         for block in teacher.blocks[stone:]:
-            tail = block(tail)
-        teacher.classifier(tail).sum().backward()
-    return int(counter.get_total_flops()) // len(example)
+            tail = block(tail, **beside)
+        teacher.classifier(tail, **beside).sum().backward()
+    return int(counter.get_total_flops()) // count(example)
 
 
-def _step_flops(distiller: Distiller, example: Tensor, labels: Tensor) -> int:
-    context = {"indices": torch.arange(len(example))} if distiller.needs_indices else {}
-    return costs.step_flops(distiller, example, labels, **context) // len(example)
+def _step_flops(distiller: Distiller, example: Inputs, labels: Tensor) -> int:
+    context = {"indices": torch.arange(len(labels))} if distiller.needs_indices else {}
+    return costs.step_flops(distiller, example, labels, **context) // len(labels)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ from blockkd.commands.together import follows
 from blockkd.data.images import ImageData
 from blockkd.models.named import Named
 from blockkd.runs import RECIPE, RunFolder, RunFolderError, write_text
+from blockkd.text.networks import Pretrained
 
 R = TypeVar("R", bound=TeachRecipe)
 
@@ -70,6 +71,8 @@ class Invocation:
             for network in (recipe.teacher.network, getattr(recipe, "student", None)):
                 if isinstance(network, Named) and network.num_classes is None:
                     network.num_classes = recipe.data.num_classes
+                if isinstance(network, Pretrained):
+                    network.prepare(recipe.data)
         return recipe
 
     @contextmanager

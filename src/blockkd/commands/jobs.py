@@ -11,14 +11,16 @@ from lightning import seed_everything
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from blockkd import costs
 from blockkd.agreement import card_warning
 from blockkd.baselines.logits import CrossEntropy
+from blockkd.calling import count
 from blockkd.commands.checkpoints import remove_checkpoints
-from blockkd.commands.checks import build_method, build_network, chance_warning, method_class
+from blockkd.commands.checks import build_method, build_network, build_student, method_class, teacher_warning
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import accuracy, fit, make_trainer
+from blockkd.commands.fitting import fit, make_trainer, measured, module_for
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -38,7 +40,21 @@ from blockkd.ranks import rank, world_size
 from blockkd.recording import RecordedTeacher, fill, record_teacher
 from blockkd.replaying import save_step
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import BEST, DIVERGED, STUDENT, TEACHER, TEACHER_LOGITS, Job, Row, RunFolder
+from blockkd.runs import (
+    BEST,
+    DIVERGED,
+    STUDENT,
+    STUDENT_FOLDER,
+    TEACHER,
+    TEACHER_FOLDER,
+    TEACHER_LOGITS,
+    Job,
+    Row,
+    RunFolder,
+)
+from blockkd.scores import ACCURACY, metric_of, score, title_of
+from blockkd.text.glue import Glue
+from blockkd.text.saving import copy_classifier, save_classifier
 from blockkd.training import DistillationModule
 
 MIB = 2**20
@@ -88,7 +104,7 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
                 teacher = load_student(build_network(recipe.teacher.network, "teacher"), folder.path / TEACHER)
         else:
             seed_everything(recipe.seed, verbose=False)
-            trained = recipe.teacher.weights is not None
+            trained = recipe.teacher.is_trained
             teacher = loaded if trained else build_network(recipe.teacher.network, "teacher")
             learner = CrossEntropy(None, teacher)
             module = _module(learner, recipe, recipe.teacher.optimizer, recipe.teacher.scheduler)
@@ -97,11 +113,10 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
                 return None
             if is_first():
                 save_student(module, folder.path / TEACHER)
+                if not trained:
+                    _save_folder(teacher, recipe.data, folder.path / TEACHER_FOLDER)
                 _finish(job, done, place)
-    part = recipe.data.watched
-    images = len(recipe.data.parts.val if part == "val" else recipe.data.parts.test)
-    warning = chance_warning(float(done[f"{part}_accuracy"]), recipe.data.num_classes, images, part)
-    doubts = [warning]
+    doubts = [teacher_warning(done, recipe.data)]
     if recipe.teacher.accuracy is not None:
         tested = len(recipe.data.parts.test)
         doubts.append(card_warning(float(done["test_accuracy"]), recipe.teacher.accuracy, tested))
@@ -127,14 +142,16 @@ def run_student(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher
             return False
         if is_first():
             save_student(module, place.folder.job_folder(job) / STUDENT)
+            _save_folder(module.distiller.student, recipe.data, place.folder.job_folder(job) / STUDENT_FOLDER)
             _finish(job, result, place)
     return agreed(place.deadline.allows())
 
 
 def set_up(job: Job, factory: MethodFactory, recipe: DistillRecipe, teacher: nn.Module) -> Distiller:
     """The method of a job with a new student, and with the teacher or its folded copy."""
-    student = build_network(recipe.student, "student")
-    if recipe.fold_teacher and not method_class(factory).reads_batch_norm:
+    student = build_student(recipe, teacher)
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in teacher.modules())
+    if recipe.fold_teacher and has_batch_norm and not method_class(factory).reads_batch_norm:
         teacher = fold_batch_norm(teacher, recipe.data.example())
     return build_method(factory, job.method, teacher, student, recipe.data)
 
@@ -147,6 +164,7 @@ def student_jobs(recipe: DistillRecipe, methods: Mapping[str, MethodFactory]) ->
 def publish(job: Job, folder: RunFolder) -> None:
     """Put the job's student where a user looks for it, at the top of the folder."""
     write_durably(folder.path / STUDENT, (folder.job_folder(job) / STUDENT).read_bytes())
+    copy_classifier(folder.job_folder(job) / STUDENT_FOLDER, folder.path / STUDENT_FOLDER)
 
 
 def _module(
@@ -156,9 +174,8 @@ def _module(
     scheduler: SchedulerFactory | None,
     recorded: RecordedTeacher | None = None,
 ) -> DistillationModule:
-    return DistillationModule(
-        distiller, optimizer, scheduler, recipe.data.watched, recipe.channels_last, recorded, recipe.compile
-    )
+    options = {"watched": recipe.data.watched, "channels_last": recipe.channels_last, "compile": recipe.compile}
+    return module_for(recipe.data, distiller, optimizer, scheduler=scheduler, recorded=recorded, **options)
 
 
 def _record(
@@ -244,9 +261,10 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
         costs_of_step["peak_memory_mib"] = peak
     network = module.distiller.student
     result: Row = {"method": job.method, "seed": job.seed, "epochs": epochs}
-    if data.watched == "val":
-        result["val_accuracy"] = accuracy(module, data, "val", trainer)
-    result["test_accuracy"] = accuracy(module, data, "test", trainer)
+    if data.metrics[0] != ACCURACY:
+        result["metric"] = data.metrics[0]
+    for part in ("val", "test") if data.watched == "val" else ("test",):
+        result |= measured(module, data, part, trainer)
     return {
         **result,
         **_best(job, module, recipe, rows, place),
@@ -263,15 +281,16 @@ def _best(job: Job, module: DistillationModule, recipe: TeachRecipe, rows: list[
     """
     if not rows:
         return {}
+    metric = recipe.data.metrics[0]
     if recipe.data.watched == "test":
-        return {"best_watched_accuracy": max(float(row["test/accuracy"]) for row in rows)}
+        return {f"best_watched_{metric}": max(float(row[f"test/{metric}"]) for row in rows)}
     path = place.folder.job_folder(job) / BEST
     last = {name: tensor.clone() for name, tensor in module.distiller.student.state_dict().items()}
     load_student(module.distiller.student, path)
-    best = accuracy(module, recipe.data, "test", recipe.trainer)
+    best = measured(module, recipe.data, "test", recipe.trainer)
     module.distiller.student.load_state_dict(last)
-    epoch = max(rows, key=lambda row: float(row["val/accuracy"]))["epoch"]  # the first of equals, as BestEpoch keeps
-    return {"best_epoch": int(epoch) + 1, "best_test_accuracy": best}
+    epoch = max(rows, key=lambda row: float(row[f"val/{metric}"]))["epoch"]  # the first of equals, as BestEpoch keeps
+    return {"best_epoch": int(epoch) + 1, **{f"best_{name}": value for name, value in best.items()}}
 
 
 def _step_costs(module: DistillationModule, data: ImageData) -> Row:
@@ -279,15 +298,16 @@ def _step_costs(module: DistillationModule, data: ImageData) -> Row:
 
     What is recorded of the teacher counts as found.
     """
-    distiller, images = module.distiller.cpu(), data.example(min(data.batch_size, COST_IMAGES))
-    labels = data.parts.test.labels[: len(images)]
-    context = {"indices": torch.arange(len(images))} if distiller.needs_indices else {}
+    distiller, inputs = module.distiller.cpu(), data.example(min(data.batch_size, COST_IMAGES))
+    batch = count(inputs)
+    labels = data.parts.test.labels[:batch]
+    context = {"indices": torch.arange(batch)} if distiller.needs_indices else {}
     if module.recorded is not None:
-        context["recorded"] = torch.zeros(len(images), data.num_classes)
+        context["recorded"] = torch.zeros(batch, data.num_classes)
     return {
-        "batch_size": len(images),
-        "step_flops": costs.step_flops(distiller, images, labels, **context),
-        "saved_mib": costs.saved_bytes(distiller, images, labels, **context) / MIB,
+        "batch_size": batch,
+        "step_flops": costs.step_flops(distiller, inputs, labels, **context),
+        "saved_mib": costs.saved_bytes(distiller, inputs, labels, **context) / MIB,
     }
 
 
@@ -298,4 +318,11 @@ def _finish(job: Job, result: Row, place: Workplace) -> None:
     console: Console = place.progress.console
     if not console.is_terminal:  # on a terminal the progress line says it
         took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""
-        console.print(f"{job}: test accuracy {float(result['test_accuracy']):.2%}{took}", highlight=False)
+        title = title_of(metric_of([result]))
+        console.print(f"{job}: test {title} {score(result):.2%}{took}", highlight=False)
+
+
+def _save_folder(network: nn.Module, data: ImageData, folder: Path) -> None:
+    """Leave a text classifier as a folder that transformers loads."""
+    if isinstance(data, Glue):
+        save_classifier(network, data.tokenizer, folder)

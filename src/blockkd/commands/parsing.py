@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from blockkd.commands.class_paths import check_class_paths, not_to_be_named
-from blockkd.commands.composing import compose, networks_by_name
+from blockkd.commands.composing import PRETRAINED, TEXT_DATA, compose, networks_by_name
 from blockkd.commands.errors import InvalidInputError, nearest
 from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.limits import check_numbers, check_values
@@ -109,6 +109,10 @@ def make_paths_absolute(config: Any) -> None:
     content = vars(config) if isinstance(config, Namespace) else config
     if not isinstance(content, dict):
         return
+    if content.get("class_path") == PRETRAINED:
+        _make_absolute(content["init_args"], "name")
+    if str(content.get("class_path")).rpartition(".")[2] == TEXT_DATA:
+        _make_absolute(content["init_args"], "tokenizer")
     for name, value in content.items():
         if not isinstance(value, str):
             make_paths_absolute(value)
@@ -120,6 +124,12 @@ def make_paths_absolute(config: Any) -> None:
             content[name] = str(Path(value).expanduser().absolute())
         elif name == "name" and value.startswith(IN_FOLDER) and Path(value.removeprefix(IN_FOLDER)).is_dir():
             content[name] = IN_FOLDER + str(Path(value.removeprefix(IN_FOLDER)).absolute())
+
+
+def _make_absolute(arguments: Any, name: str) -> None:
+    value = arguments.get(name)
+    if isinstance(value, str) and Path(value).expanduser().is_dir():
+        arguments[name] = str(Path(value).expanduser().absolute())
 
 
 def recipe_text(parser: ArgumentParser, config: Namespace, leave_out: Sequence[str] = ()) -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from blockkd import costs
 from blockkd.agreement import normalisation_warning, order_warning, predictions
 from blockkd.blockwise import BlockwiseDistiller
+from blockkd.calling import Inputs, first_rows, logits_of
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import make_trainer
 from blockkd.commands.recipe import DistillRecipe
@@ -22,6 +24,7 @@ from blockkd.data.memory import machine_memory
 from blockkd.data.pixels import RawImages
 from blockkd.distiller import Distiller
 from blockkd.recording import table_bytes
+from blockkd.scores import ACCURACY
 
 STEPS = 3
 PATIENCE = 10.0  # seconds, after which no further trial step is taken
@@ -51,29 +54,29 @@ class Trial:
 
 
 def trial(distiller: Distiller, recipe: DistillRecipe) -> Trial:
-    """Take some steps on random images of the data's size, with a batch as large as in training.
+    """Take some steps with a batch as in training.
 
     Raises:
         InvalidInputError: the device has not the memory for it.
     """
     device = make_trainer(recipe.trainer).strategy.root_device
     batch = recipe.data.batch_size
-    images = torch.randn(batch, *recipe.data.example(1).shape[1:]).to(device)
-    labels = torch.randint(recipe.data.num_classes, (batch,)).to(device)
-    context = {"indices": torch.arange(batch, device=device) % len(recipe.data.parts.train)}
+    inputs, labels = recipe.data.trial_batch()
+    context = {"indices": torch.arange(batch) % len(recipe.data.parts.train)}
     asked = context if distiller.needs_indices else {}
-    few = slice(min(batch, COUNTED))
-    some = {name: value[few].cpu() for name, value in asked.items()}
-    saved = costs.saved_bytes(distiller, images[few].cpu(), labels[few].cpu(), **some)
+    few = min(batch, COUNTED)
+    some = {name: value[:few] for name, value in asked.items()}
+    saved = costs.saved_bytes(distiller, first_rows(inputs, few), labels[:few], **some)
+    inputs, labels, asked = tree_map(lambda leaf: leaf.to(device), (inputs, labels, asked))
     with user_input(f"a step with batch_size {batch} does not work on {device}"):
         distiller.to(device)
-        seconds, peak = _timed_steps(distiller, recipe, images, labels, asked)
+        seconds, peak = _timed_steps(distiller, recipe, inputs, labels, asked)
     start = time.perf_counter()
     with torch.no_grad():
-        distiller.student.eval()(images).sum().item()
+        logits_of(distiller.student.eval(), inputs).sum().item()
     evaluating = (time.perf_counter() - start) / batch
     learned = sum(p.nbytes for p in distiller.parameters() if p.requires_grad)
-    memory = peak or saved * batch // len(images[few]) + (STATES + 1) * learned
+    memory = peak or saved * batch // few + (STATES + 1) * learned
     student = sum(p.nbytes for p in distiller.student.parameters())
     return Trial(seconds, evaluating, memory, 2 * STATES * learned + 2 * student, _cuts(distiller))
 
@@ -98,7 +101,7 @@ def preflight(
     lines = [f"{name} {text}" for text, name in [*first.items()][::-1]]
     if teacher is not None:
         right, doubts = _agreement(teacher, recipe.data)
-        lines.insert(0, right)
+        lines = [right, *lines] if right else lines
         found = [*doubts, *found]
     print("\n".join(f"preflight: {line}" for line in (*lines, *said)))
     if found and strict:
@@ -108,19 +111,19 @@ def preflight(
 
 
 def _timed_steps(
-    distiller: Distiller, recipe: DistillRecipe, images: Tensor, labels: Tensor, context: Mapping[str, Tensor]
+    distiller: Distiller, recipe: DistillRecipe, inputs: Inputs, labels: Tensor, context: Mapping[str, Tensor]
 ) -> tuple[float, int]:
     """Median seconds, and the peak of memory on a GPU."""
     optimizer = recipe.optimizer([p for p in distiller.parameters() if p.requires_grad])
     precision = make_trainer(recipe.trainer).precision_plugin
-    on_gpu = images.device.type == "cuda"
+    on_gpu = labels.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds: list[float] = []
     while len(seconds) < STEPS and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         with precision.train_step_context():
-            total = distiller(images, labels, **context).total
+            total = distiller(inputs, labels, **context).total
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -166,15 +169,16 @@ def _agreement(teacher: nn.Module, data: ImageData) -> tuple[str, list[str]]:
     """How often the teacher is right, and what speaks against how it is used; the test part is not looked at."""
     part, name = (data.parts.val, "held-out") if len(data.parts.val) >= IMAGES else (data.parts.train, "training")
     chosen = range(0, len(part), max(1, len(part) // IMAGES))[:IMAGES]
-    items = [part[index] for index in chosen]
-    images, labels = (torch.stack([torch.as_tensor(item[i]) for item in items]) for i in (0, 1))
-    predicted = predictions(teacher, images)
+    inputs, labels = data.some(part, chosen)
+    if ACCURACY not in data.metrics:  # the classes are too uneven to be counted, or there are none
+        return "", []
+    predicted = predictions(teacher, inputs)
     right = predicted == labels
     found = [order_warning(predicted, labels, data.num_classes, getattr(data, "class_names", ()))]
     if isinstance(part, RawImages):
         mean, std = part.mean.flatten().tolist(), part.std.flatten().tolist()
-        found.append(normalisation_warning(teacher, images, labels, mean, std, right))
-    said = f"the teacher is right on {float(right.float().mean()):.1%} of {len(labels)} {name} images"
+        found.append(normalisation_warning(teacher, inputs, labels, mean, std, right))
+    said = f"the teacher is right on {float(right.float().mean()):.1%} of {len(labels)} {name} {data.sample}s"
     return said, [warning for warning in found if warning]
 
 

@@ -15,8 +15,9 @@ from blockkd.data.images import ImageData
 from blockkd.devices import Compile
 from blockkd.distiller import Distiller
 from blockkd.models.named import Named
+from blockkd.text.networks import Pretrained, StudentOf
 
-NetworkFactory = Named | Callable[[], nn.Module]
+NetworkFactory = Named | Pretrained | Callable[[], nn.Module]
 MethodFactory = Callable[[nn.Module, nn.Module], Distiller]
 OptimizerFactory = Callable[[list[Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -52,12 +53,13 @@ class TeacherRecipe:
     """The teacher: a network, and its weights or how to train it.
 
     Args:
-        network: class path of the network.
+        network: class path of the network. For ``--teacher.network.name`` one can say ``--teacher.name``.
         weights: file with trained weights (safetensors, or a state dict in .pt/.pth); then nothing is trained.
         accuracy: on which share of the test images, 0 … 1, its card says that it is right; compared with what is found.
-        epochs: epochs of training.
+        epochs: epochs of training; a text classifier that was fine-tuned for the task is taken as it is.
         optimizer: class path of a torch optimizer.
-        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
+        scheduler: class path of a learning rate schedule, stepped per epoch (LinearWarmup per step);
+            null is a cosine over all epochs.
     """
 
     network: NetworkFactory
@@ -66,6 +68,11 @@ class TeacherRecipe:
     weights: str | None = None
     accuracy: float | None = None
     epochs: NonNegativeInt = 30
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it comes with weights for the data, so that nothing is to be trained."""
+        return self.weights is not None or (isinstance(self.network, Pretrained) and self.network.is_fine_tuned)
 
 
 @dataclass(kw_only=True)
@@ -100,13 +107,14 @@ class DistillRecipe(TeachRecipe):
     Args:
         data: class path of the dataset.
         teacher: the teacher.
-        student: class path of the student's network.
+        student: class path of the student's network; for text it can be made of the teacher's layers (StudentOf).
         method: the method, a Distiller.
         beside: further methods by name, trained with the same split, data order, epochs, optimizer and
             initial student.
         epochs: epochs of each student.
         optimizer: class path of a torch optimizer.
-        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
+        scheduler: class path of a learning rate schedule, stepped per epoch (LinearWarmup per step);
+            null is a cosine over all epochs.
         seed: first seed of weights, data order and dropout.
         seeds: how many seeds the students are repeated with; the teacher stays the same.
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU
@@ -126,7 +134,7 @@ class DistillRecipe(TeachRecipe):
         trainer: options of Lightning's Trainer.
     """
 
-    student: NetworkFactory
+    student: NetworkFactory | StudentOf
     method: MethodFactory
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None = None

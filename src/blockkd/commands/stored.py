@@ -9,10 +9,11 @@ from typing import Any
 
 from blockkd.commands.errors import InvalidInputError
 from blockkd.runs import METRICS, RunFolder
+from blockkd.scores import ACCURACY, TITLES
 
 RESULT = "result.json"
 LARGEST_FILE = 2**26  # bytes
-NUMBERS_OF_RESULT = ("seed", "epochs", "test_accuracy", "parameters", "flops_per_image", "seconds")
+NUMBERS_OF_RESULT = ("seed", "epochs", "parameters", "flops_per_image", "seconds")
 NUMBERS_OF_EPOCH = ("seed", "epoch")
 
 
@@ -52,7 +53,9 @@ def _check_table(path: Path, rows_of: Any) -> None:
 
 
 def _results(path: Path) -> tuple[list[Any], tuple[str, ...]]:
-    return [json.loads(path.read_text(encoding="utf-8"))], NUMBERS_OF_RESULT
+    result = json.loads(path.read_text(encoding="utf-8"))
+    metric = result.get("metric", ACCURACY) if isinstance(result, dict) else ACCURACY
+    return [result], (*NUMBERS_OF_RESULT, f"test_{metric}")
 
 
 def _metrics(path: Path) -> tuple[list[Any], tuple[str, ...]]:
@@ -66,9 +69,9 @@ def _check_row(row: Any, numbers: tuple[str, ...]) -> None:
     for name, value in row.items():
         if not isinstance(name, str) or not isinstance(value, str | int | float):
             raise ValueError(f"{name} is {value!r}")
-    accuracies = [name for name in row if name.endswith("accuracy")]
-    for name in (*numbers, *accuracies):
-        if row[name] == "" and name in accuracies:  # an epoch without this measurement
+    measured = [name for name in row if name.endswith(tuple(TITLES))]
+    for name in (*numbers, *measured):
+        if row[name] == "" and name in measured:  # an epoch without this measurement
             continue
         if not math.isfinite(float(row[name])):
             raise ValueError(f"{name} is {row[name]!r}")

@@ -14,7 +14,7 @@ from blockkd.commands.recipe import TeachRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import TEACHER, Job
+from blockkd.runs import TEACHER, TEACHER_FOLDER, Job
 
 DEFAULT_RECIPE = "digits/teacher"
 DESCRIPTION = (
@@ -34,10 +34,12 @@ def run(argv: Sequence[str]) -> int:
             run_teacher(recipe, loaded, Workplace(invocation.folder, progress, Deadline()))
     if not is_first():
         return 0
-    report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], len(recipe.data.parts.test))
+    report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], recipe.data)
     path = invocation.folder.path
     print(f"\nThe run lies in {path}.")
-    print(f"Next: blockkd distill --teacher.weights {path / TEACHER}")
+    folder = path / TEACHER_FOLDER
+    option = f"--teacher.name {folder}" if folder.is_dir() else f"--teacher.weights {path / TEACHER}"
+    print(f"Next: blockkd distill {option}")
     return 0
 
 

@@ -3,13 +3,13 @@
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Real
 from lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from blockkd.data.resident import Resident, ResidentLoader, resident
@@ -243,6 +243,9 @@ class ImageData(LightningDataModule, ABC):
             are cut there; others are loaded by the main process.
     """
 
+    metrics: tuple[str, ...] = ("accuracy",)  # by which networks are judged; the first is the one that counts
+    sample = "image"  # what one is called
+
     # Whether workers live on from epoch to epoch: only where their own random numbers play no part, for these go on.
     persistent_workers = False
 
@@ -297,6 +300,19 @@ class ImageData(LightningDataModule, ABC):
         """The first ``size`` test images, to tell shapes by."""
         test = self.parts.test
         return torch.stack([test[index][0] for index in range(min(size, len(test)))])
+
+    def some(self, part: LabelledImages, indices: Sequence[int]) -> tuple[Any, Tensor]:
+        """These samples of a part as a batch, and their labels ``(B,)``."""
+        items = [part[index] for index in indices]
+        return torch.stack([item[0] for item in items]), torch.stack([torch.as_tensor(item[1]) for item in items])
+
+    def trial_batch(self) -> tuple[Any, Tensor]:
+        """A batch as large as in training, to try a step with; here random images and labels."""
+        images = torch.randn(self.batch_size, *self.example(1).shape[1:])
+        return images, torch.randint(self.num_classes, (self.batch_size,))
+
+    def check_networks(self, *networks: nn.Module) -> None:
+        """Raise ValueError where networks, the teacher first, cannot be used with these data; here all can."""
 
     def train_dataloader(self) -> Loader:
         """Full batches in the order of ``order_seed`` and the epoch.

@@ -1,17 +1,19 @@
 """GLUE from the hub or from a folder, as a LightningDataModule."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Real
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from blockkd.data.images import ImageData, Parts
+from blockkd.data.images import ImageData, LabelledImages, Parts
 from blockkd.data.reading import read_files, read_splits
 from blockkd.data.splitting import hold_out
+from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary
 from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
 from blockkd.text.vocabulary import tokenizer_identity
@@ -26,7 +28,8 @@ class Glue(ImageData):
 
     Args:
         task: cola, sst2, mrpc, stsb, qqp, mnli, mnli-mm (mismatched), qnli or rte.
-        tokenizer: the folder or the hub's name of the teacher, whose tokenizer reads the sentences; or a tokenizer.
+        tokenizer: the folder or the hub's name of the teacher, whose tokenizer reads the sentences; or a tokenizer. In
+            a recipe that of the teacher's network when left out.
         path: ``nyu-mll/glue`` on the hub, or a folder that holds one for each task, ``sst2/train.parquet`` and
             ``sst2/validation.parquet`` among them.
         revision: branch, tag or commit of the data on the hub; None is its newest.
@@ -43,10 +46,12 @@ class Glue(ImageData):
         ValueError: a setting is out of its range; later, on first use, what is wrong with the data.
     """
 
+    sample = "sentence"
+
     def __init__(
         self,
         task: str,
-        tokenizer: str | Any,
+        tokenizer: str | Any = None,
         path: str = "nyu-mll/glue",
         revision: str | None = None,
         max_length: int = 128,
@@ -66,7 +71,8 @@ class Glue(ImageData):
         self.task_name, self.path, self.revision = task, path, revision
         self.max_length, self.n_lengths = max_length, n_lengths
         self.val_share, self.split_seed = val_share, split_seed
-        self._given, self._tokenizer = tokenizer, None if isinstance(tokenizer, str) else tokenizer
+        self._named, self._tokenizer = (tokenizer, None) if isinstance(tokenizer, str) else (None, tokenizer)
+        self._tokenizer_revision: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -79,11 +85,30 @@ class Glue(ImageData):
         return list(self.task.labels)
 
     @property
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """GLUE's own for this task; the first is the one that it is known by."""
+        return self.task.metrics
+
+    @property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded on first use."""
+        """The tokenizer, loaded on first use. Raises ValueError when there is none."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._given)
+            if self._named is None:
+                raise ValueError(
+                    "nothing says how sentences become tokens: set tokenizer to the teacher's folder or name"
+                )
+            self._tokenizer = load_tokenizer(self._named, self._tokenizer_revision)
         return self._tokenizer
+
+    def read_as(self, name: str, revision: str | None = None) -> None:
+        """Take this network's tokenizer, unless one was given.
+
+        Args:
+            name: of the network, a folder or a name on the hub.
+            revision: branch, tag or commit on the hub; None is its newest.
+        """
+        if self._named is None and self._tokenizer is None:
+            self._named, self._tokenizer_revision = name, revision
 
     def load(self) -> Parts:
         """Read and tokenize, and hold the validation part out."""
@@ -102,6 +127,27 @@ class Glue(ImageData):
         """The first ``size`` sentences of the test part, as a batch."""
         test = self.parts.test
         return self._padding().inputs([test[i][0] for i in range(min(size, len(test)))])  # type: ignore[misc]
+
+    def some(self, part: LabelledImages, indices: Sequence[int]) -> tuple[Tokens, Real[Tensor, " B"]]:
+        """These sentences of a part as a batch, and their labels ``(B,)``."""
+        items = [part[index] for index in indices]
+        return self._padding().inputs([tokens for tokens, _ in items]), torch.stack([label for _, label in items])
+
+    def trial_batch(self) -> tuple[Tokens, Real[Tensor, " B"]]:
+        """A batch as in training, of sentences from all over it."""
+        train = self.parts.train
+        return self.some(train, [i * len(train) // self.batch_size for i in range(self.batch_size)])
+
+    def check_networks(self, *networks: nn.Module) -> None:
+        """Compare networks, the teacher first, with the tokenizer, the length of batches, and each other.
+
+        Raises:
+            MismatchError: the tokenizer is not theirs, batches are longer than they have positions for, or they number
+                their labels differently.
+        """
+        check_vocabulary(self.tokenizer, *networks)
+        check_length(self.max_length, *networks)
+        check_labels(networks[0], networks[-1])
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return super()._loader(images, collate_fn=self._padding(), **options)
@@ -139,8 +185,8 @@ class Glue(ImageData):
         return dict(encoded), torch.tensor(list(split["label"])).to(kind)
 
 
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a folder or from the hub.
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A tokenizer from a folder or from the hub, there at a branch, tag or commit.
 
     Raises:
         ValueError: there is none, or it does not pad.
@@ -151,7 +197,7 @@ def load_tokenizer(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("text is read by the library transformers: pip install 'blockkd[text]'") from error
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"there is no tokenizer in {name!r}, neither as a folder with its files nor on the hub: "
@@ -167,7 +213,13 @@ def load_tokenizer(name: str) -> Any:
 def _read(path: str, subset: str, revision: str | None) -> Any:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return read_splits(path, subset, revision)
+        try:
+            return read_splits(path, subset, revision)
+        except ValueError as error:
+            reason = str(error).partition(" (expected")[0].rstrip(".")
+            raise ValueError(
+                f"{reason}; {path!r} is no folder either: give one with {subset}/train.parquet in it, as path"
+            ) from error
     if not (folder / subset).is_dir():
         raise ValueError(f"{path!r} has no folder {subset!r}, only {sorted(p.name for p in folder.iterdir())}")
     # Split by split: left to itself, datasets takes validation_matched for a part of validation.

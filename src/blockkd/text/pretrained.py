@@ -1,16 +1,28 @@
 """Text classifiers with trained weights, from a folder or from the hub."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from blockkd.text.tasks import Task
 
 
-def load_teacher(name: str, task: Task | None = None) -> Any:
+def is_fine_tuned(name: str, revision: str | None = None) -> bool:
+    """Whether the classifier of this name has a trained head. Raises as ``load_teacher`` does when there is none."""
+    return not _load(name, revision)[1]["missing_keys"]
+
+
+def load_teacher(name: str, task: Task | None = None, revision: str | None = None) -> Any:
     """A classifier that was fine-tuned for a task.
 
     Args:
         name: a folder that ``save_pretrained`` wrote, or a name on the hub.
         task: what it is to be used for; its labels are compared with the classifier's.
+        revision: branch, tag or commit on the hub; None is its newest.
 
     Returns:
         The classifier, in evaluation mode.
@@ -19,7 +31,7 @@ def load_teacher(name: str, task: Task | None = None) -> Any:
         ValueError: there is none, its head was never trained, or it tells other labels apart.
         ModuleNotFoundError: the library ``transformers`` is missing.
     """
-    teacher, info = _load(name)
+    teacher, info = _load(name, revision)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -31,12 +43,13 @@ def load_teacher(name: str, task: Task | None = None) -> Any:
     return teacher.eval()
 
 
-def load_start(name: str, task: Task) -> Any:
+def load_start(name: str, task: Task, revision: str | None = None) -> Any:
     """A network to be fine-tuned for a task: pretrained, with a new head where it has none.
 
     Args:
         name: a folder that ``save_pretrained`` wrote, or a name on the hub.
         task: gives the labels of the head.
+        revision: branch, tag or commit on the hub; None is its newest.
 
     Raises:
         ValueError: there is none, or it has a head for other labels.
@@ -44,7 +57,7 @@ def load_start(name: str, task: Task) -> Any:
     """
     names = dict(enumerate(task.labels))
     labels: dict[str, Any] = {"id2label": names, "label2id": {label: i for i, label in names.items()}} if names else {}
-    return _load(name, num_labels=task.outputs, **labels)[0].train()
+    return _load(name, revision, num_labels=task.outputs, **labels)[0].train()
 
 
 def check_task(network: Any, task: Task, name: str) -> None:
@@ -67,19 +80,42 @@ def check_task(network: Any, task: Task, name: str) -> None:
         )
 
 
-def _load(name: str, **options: Any) -> Any:
+def _load(name: str, revision: str | None, **options: Any) -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "networks for text need the library transformers: pip install 'blockkd[text]'"
         ) from error
-    try:
-        return transformers.AutoModelForSequenceClassification.from_pretrained(
-            name, output_loading_info=True, **options
+    folder = Path(name).expanduser()
+    where = str(folder) if folder.is_dir() else name
+    if where == name and not folder.is_dir() and revision is None:
+        warnings.warn(
+            f"{name!r} is taken from the hub in its newest state, which can change between two runs: name a commit as "
+            "revision",
+            stacklevel=4,
         )
+    try:
+        with _silent(transformers):  # what is missing of a checkpoint is told by us
+            return transformers.AutoModelForSequenceClassification.from_pretrained(
+                where, revision=revision, output_loading_info=True, dtype=torch.float32, **options
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"no classifier of sentences can be loaded from {name!r}, neither as a folder nor from the hub: "
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from error
+
+
+@contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
