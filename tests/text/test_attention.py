@@ -226,6 +226,21 @@ def test_half_batches_averaged_are_the_whole_one(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [TinyBERT, MiniLM])
+def test_gradient_checkpointing_changes_nothing_or_is_refused(method: Any) -> None:
+    found = []
+    for options in ({}, {"use_reentrant": False}, {"use_reentrant": True}):
+        distiller = made(method, width=8)
+        if options:
+            distiller.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if options.get("use_reentrant"):
+            with pytest.raises(ValueError, match=r"checkpointed in a way that keeps .* with use_reentrant=False"):
+                distiller(sentences(LENGTHS), LABELS)
+        else:
+            found.append(stepped(distiller, sentences(LENGTHS)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("method", [TinyBERT, MiniLM])
 @pytest.mark.parametrize(("teacher", "student"), [("bert", "distilbert"), ("roberta", "modernbert")])
 def test_families_can_be_mixed(method: Any, teacher: str, student: str) -> None:
     networks = classifier(teacher).double(), classifier(student, layers=2, width=8, seed=1).double()

@@ -56,11 +56,16 @@ class Attention:
     mask: Tensor | None
 
     @property
-    def heads(self) -> int:
-        """H, the number of attention heads."""
+    def seen(self) -> Tensor:
+        """The queries ``(B, H, L, d)``, or the scores where these are not known."""
         seen = self.given if self.projections is None else self.projections.queries
         assert seen is not None
-        return seen.shape[1]
+        return seen
+
+    @property
+    def heads(self) -> int:
+        """H, the number of attention heads."""
+        return self.seen.shape[1]
 
     def scores(self) -> Float[Tensor, "B H L L"]:
         """The scores before the softmax, ``q kᵀ · scale`` and what positions add; of pairs left out without meaning."""
@@ -206,12 +211,16 @@ def _the_one(seen: Sequence[Attention], hidden: Tensor, number: int, network: nn
             f"the attention of layer {number} of {name} cannot be seen, as {said} computes it: load the network with "
             "attn_implementation='sdpa'"
         )
-    first = seen[0].given if seen[0].projections is None else seen[0].projections.queries
-    assert first is not None
+    first = seen[0].seen
     if len(seen) > 1 or (first.shape[0], first.shape[-2]) != hidden.shape[:2]:
         raise ValueError(
             f"layer {number} of {name} attends {len(seen)} time(s) to {first.shape[-2]} tokens at a time, not once to "
             f"all {hidden.shape[1]} (as Swin within its windows): such attention cannot be compared; take a method on "
             "hidden states or logits"
+        )
+    if torch.is_grad_enabled() and hidden.requires_grad and not first.requires_grad:
+        raise ValueError(
+            f"layer {number} of {name} is checkpointed in a way that keeps gradients from its attention: enable "
+            "gradient checkpointing with use_reentrant=False"
         )
     return seen[0]
