@@ -16,6 +16,7 @@ from blockkd.models.weights import read_state_dict
 from blockkd.runs import read_csv
 from blockkd.text.pretrained import load_teacher
 from blockkd.training import DistillationModule
+from tests.models.shared_data import data_file
 from tests.reliability.runs import assert_equal_runs
 from tests.text.families import classifier, transformers
 from tests.text.making import DATA, folders, recipe_file, written
@@ -203,3 +204,17 @@ def test_the_order_of_sentences_hangs_on_the_seed(monkeypatch: pytest.MonkeyPatc
     assert main(["distill", "--config", recipe, "--teacher.name", "teacher", "--seeds", "2", "--output", "run"]) == 0
     orders = [seen[start : start + 10] for start in range(0, 40, 10)]
     assert orders[0] == orders[1] != orders[2] == orders[3]
+
+
+def test_some_steps_on_the_real_sst2(capsys: pytest.CaptureFixture[str]) -> None:
+    """On its development set, once in the place of the training split, which is too large for a test."""
+    real = data_file("glue/sst2/validation.parquet")
+    for split in ("train", "validation"):
+        Path("real/sst2").mkdir(parents=True, exist_ok=True)
+        Path(f"real/sst2/{split}.parquet").symlink_to(real)
+    data = ["--data.path", "real", "--data.batch_size", "128"]
+    options = ["--teacher.name", "teacher", "--method.cross_from_epoch", "0", "--output", "run"]
+    assert main(["distill", "--config", recipe_file(BLOCK_KD), *data, *options]) == 0
+    assert "on 872 test sentences" in capsys.readouterr().out
+    row = next(row for row in read_csv(Path("run/metrics.csv")) if row["method"] == "block_kd")
+    assert {"train/cross/student", "train/task/stone_1", "train/distill/stone_2"} <= row.keys()

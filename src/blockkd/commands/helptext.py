@@ -18,7 +18,9 @@ class HelpFormatter(DefaultHelpFormatter):
         text = re.sub(r"\s+", " ", super()._expand_help(action))
         text = re.sub(r",? known subclasses: ([^)]*)", _methods_and_data, text)
         text = re.sub(
-            r"type: (?:Named \| )?(?:\w+\[)?(?:str, )?Callable\[.*?\](?=, default|\)|, one of|$)(, )?", "", text
+            r"type: (?:\w+ \| )*(?:\w+\[)?(?:str, )?Callable\[.*?\](?: \| \w+)*(?=, default|\)|, one of|$)(, )?",
+            "",
+            text,
         )
         text = re.sub(r"type: (?:<class '\w+'>|Literal\[.*?\])(, )?", "", text)
         text = re.sub(r"type: (?:NonNegative|Positive)Int", "type: int", text)

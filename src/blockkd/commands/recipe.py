@@ -53,13 +53,12 @@ class TeacherRecipe:
     """The teacher: a network, and its weights or how to train it.
 
     Args:
-        network: class path of the network. For ``--teacher.network.name`` one can say ``--teacher.name``.
+        network: class path of the network; its name can be given as --teacher.name.
         weights: file with trained weights (safetensors, or a state dict in .pt/.pth); then nothing is trained.
         accuracy: on which share of the test images, 0 … 1, its card says that it is right; compared with what is found.
-        epochs: epochs of training; a text classifier that was fine-tuned for the task is taken as it is.
+        epochs: epochs of training; a text classifier fine-tuned for the task has none.
         optimizer: class path of a torch optimizer.
-        scheduler: class path of a learning rate schedule, stepped per epoch (LinearWarmup per step);
-            null is a cosine over all epochs.
+        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
     """
 
     network: NetworkFactory
@@ -107,14 +106,13 @@ class DistillRecipe(TeachRecipe):
     Args:
         data: class path of the dataset.
         teacher: the teacher.
-        student: class path of the student's network; for text it can be made of the teacher's layers (StudentOf).
+        student: class path of the student's network, or of StudentOf for text.
         method: the method, a Distiller.
         beside: further methods by name, trained with the same split, data order, epochs, optimizer and
             initial student.
         epochs: epochs of each student.
         optimizer: class path of a torch optimizer.
-        scheduler: class path of a learning rate schedule, stepped per epoch (LinearWarmup per step);
-            null is a cosine over all epochs.
+        scheduler: class path of a learning rate schedule, stepped per epoch; null is a cosine over all epochs.
         seed: first seed of weights, data order and dropout.
         seeds: how many seeds the students are repeated with; the teacher stays the same.
         threads: CPU threads of torch; null leaves torch its choice. A given number makes results on the CPU

@@ -197,7 +197,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("text is read by the library transformers: pip install 'blockkd[text]'") from error
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), revision=revision)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(Path(name).expanduser()), revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"there is no tokenizer in {name!r}, neither as a folder with its files nor on the hub: "

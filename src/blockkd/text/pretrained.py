@@ -98,7 +98,12 @@ def _load(name: str, revision: str | None, **options: Any) -> Any:
     try:
         with _silent(transformers):  # what is missing of a checkpoint is told by us
             return transformers.AutoModelForSequenceClassification.from_pretrained(
-                where, revision=revision, output_loading_info=True, dtype=torch.float32, **options
+                where,
+                revision=revision,
+                output_loading_info=True,
+                dtype=torch.float32,  # not that of the checkpoint, in which training may not be possible
+                trust_remote_code=False,
+                **options,
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
