@@ -1,5 +1,6 @@
 """``blockkd compare``: shared teacher, data and seeds; slices of time; several processes; what is left behind."""
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from blockkd.cli import main
-from blockkd.commands.compare import _published
+from blockkd.commands.beside import published_beside
 from blockkd.commands.entries import Entry
 from blockkd.commands.slices import Deadline
 from blockkd.data import Digits, LabelledImages
@@ -20,6 +21,7 @@ from blockkd.data.images import Parts
 from blockkd.models.named import Named
 from blockkd.models.weights import read_state_dict
 from blockkd.runs import Job, RunFolder, read_csv
+from blockkd.text.networks import Pretrained, StudentOf
 from blockkd.training import DistillationModule
 from tests.test_cli import SMALL, interrupt
 
@@ -306,10 +308,36 @@ def test_published_numbers_stand_only_beside_what_they_belong_to(recipes: list[s
         teacher = SimpleNamespace(network=Named(names["teacher"]))
         recipe = SimpleNamespace(data=data, teacher=teacher, student=Named(names["student"]))
         entry = Entry("kd", "mine.yaml", Namespace(), recipe)  # type: ignore[arg-type, no-untyped-call]
-        assert bool(_published([entry])) is found
+        assert bool(published_beside([entry])) is found
         assert recipes
     recipe.student = Named("resnet8")
-    assert not _published([entry])
+    assert not published_beside([entry])
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "width", "sentences", "found"),
+    [
+        (6, {}, 768, 67_349, True),
+        ([1, 3, 5, 8, 10, 12], {}, 768, 67_349, True),
+        (4, {}, 768, 67_349, False),
+        (6, {"hidden_size": 384}, 768, 67_349, False),
+        (6, {}, 256, 67_349, False),
+        (6, {}, 768, 6_735, False),
+    ],
+)
+def test_published_numbers_of_glue_stand_only_beside_bert_base_and_six_layers(
+    layers: Any, changes: dict[str, Any], width: int, sentences: int, found: bool, tmp_path: Path
+) -> None:
+    config = {"model_type": "bert", "num_hidden_layers": 12, "hidden_size": width, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    data = SimpleNamespace(num_classes=2, parts=SimpleNamespace(train=range(sentences)), task_name="sst2")
+    teacher = SimpleNamespace(network=Pretrained(str(tmp_path)))
+    recipe = SimpleNamespace(data=data, teacher=teacher, student=StudentOf(layers, **changes))
+    numbers = published_beside([Entry("kd", "mine.yaml", Namespace(), recipe)])  # type: ignore[arg-type, no-untyped-call]
+    assert bool(numbers) is found
+    if found:
+        assert (numbers["teacher"].accuracy, numbers["teacher"].verified) == (91.5, True)
+        assert (numbers["pkd"].accuracy, numbers["pkd"].verified) == (91.3, False)
 
 
 def test_a_resumed_comparison_keeps_its_recipes(recipes: list[str], capsys: pytest.CaptureFixture[str]) -> None:

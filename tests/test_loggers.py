@@ -26,7 +26,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def events(folder: Path) -> dict[str, list[float]]:
     """The values by name, read record by record: length, its checksum, an event, its checksum."""
     (path,) = folder.glob("events.out.tfevents.*")
-    content, found, at = path.read_bytes(), {}, 0
+    found: dict[str, list[float]] = {}
+    content, at = path.read_bytes(), 0
     while at < len(content):
         (length,) = struct.unpack_from("<Q", content, at)
         event = Event.FromString(content[at + 12 : at + 12 + length])

@@ -89,12 +89,11 @@ def reach(*arguments: object, **options: object) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def commands_without_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every command stops where its input is read, and parsed and built; in a folder with one file of weights."""
-    from blockkd.commands.checks import build_network
+    from blockkd.commands.checks import build_network, build_student
 
     def build(recipe: DistillRecipe, *arguments: object) -> None:
         del arguments
-        build_network(recipe.teacher.network, "teacher")
-        build_network(recipe.student, "student")
+        build_student(recipe, build_network(recipe.teacher.network, "teacher"))
         raise Reached
 
     with pytest.MonkeyPatch.context() as patch:

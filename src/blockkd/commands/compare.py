@@ -14,6 +14,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from torch import nn
 
+from blockkd.commands.beside import published_beside
 from blockkd.commands.composing import is_plain
 from blockkd.commands.entries import (
     Entry,
@@ -39,14 +40,11 @@ from blockkd.comparison_figure import comparison_figure
 from blockkd.comparison_tables import comparison_markdown, comparison_rows, comparison_table
 from blockkd.divergence import DivergedError
 from blockkd.environment import environment
-from blockkd.models.named import Named
-from blockkd.published import Published, published, published_pairs
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import Job, Row, RunFolder, write_csv, write_text
 
 TABLE, TEXT, FIGURE = "comparison.csv", "comparison.md", "comparison.png"
 # How many classes and training images the published numbers of a task belong to.
-PUBLISHED_ON = {"cifar100": (100, 50_000), "imagenet": (1000, 1_281_167)}
 DESCRIPTION = (
     "Train students by several recipes, or by one recipe and the methods beside it, with the same teacher, data order "
     "and seeds, and put the results side by side. The recipes come first, then options that hold for all of them: "
@@ -234,14 +232,14 @@ def _report(request: Request) -> None:
     rows: list[Row] = [result for job in jobs if (result := folder.result(job))]
     finished = [row for row in rows if row["method"] != TEACHER_NAME]
     if finished:
-        comparison = summarise(rows, published=_published(request.entries))
+        comparison = summarise(rows, published=published_beside(request.entries))
         data = request.shared.data
-        samples = {"test_images": len(data.parts.test), "sample": data.sample}
+        tested = len(data.parts.test)
         write_csv(folder.path / TABLE, comparison_rows(comparison))
         footer = {"command": stored_command(folder), **_settings(request), **environment()}
-        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, **samples))
+        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, test_images=tested, sample=data.sample))
         comparison_figure(comparison, rows, folder.path / FIGURE)
-        print_table(comparison_table(comparison, **samples))
+        print_table(comparison_table(comparison, tested, data.sample))
         _print_settings(request)
     left = len(request.jobs) - len(finished)
     if left:
@@ -249,23 +247,6 @@ def _report(request: Request) -> None:
         print(f"blockkd compare --resume {folder.path}")
     else:
         print(f"\nThe comparison lies in {folder.path}: {TABLE}, {TEXT}, {FIGURE}.")
-
-
-def _published(entries: Sequence[Entry]) -> dict[str, Published]:
-    """Published numbers of the pair that is compared; none for other networks, or data of other classes or sizes."""
-    for task, pair in published_pairs():
-        teacher, student = (name.rpartition("/")[2] for name in pair.split("-"))
-        if all(_is_pair(entry.recipe, teacher, student) for entry in entries) and PUBLISHED_ON[task] == (
-            entries[0].recipe.data.num_classes,
-            len(entries[0].recipe.data.parts.train),
-        ):
-            return published(task, pair)
-    return {}
-
-
-def _is_pair(recipe: DistillRecipe, teacher: str, student: str) -> bool:
-    networks = zip((recipe.teacher.network, recipe.student), (teacher, student), strict=True)
-    return all(isinstance(network, Named) and network.name.rpartition("/")[2] == name for network, name in networks)
 
 
 def _settings(request: Request) -> dict[str, str]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from blockkd.data.images import ImageData
 from blockkd.text.glue import Glue
-from blockkd.text.pretrained import is_fine_tuned, load_start, load_teacher
+from blockkd.text.pretrained import configuration, is_fine_tuned, load_start, load_teacher
 from blockkd.text.students import student_of
 from blockkd.text.tasks import Task
 
@@ -47,6 +47,10 @@ class Pretrained:
         if self._is_fine_tuned is None:
             self._is_fine_tuned = is_fine_tuned(self.name, self.revision)
         return self._is_fine_tuned
+
+    def configuration(self) -> dict[str, Any]:
+        """What its configuration says, by name. Raises ValueError when there is no such network."""
+        return configuration(self.name, self.revision)
 
     def __call__(self) -> nn.Module:
         """The network.

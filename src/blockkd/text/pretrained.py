@@ -60,6 +60,26 @@ def load_start(name: str, task: Task, revision: str | None = None) -> Any:
     return _load(name, revision, num_labels=task.outputs, **labels)[0].train()
 
 
+def configuration(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the configuration of a network says, by name.
+
+    Args:
+        name: a folder that ``save_pretrained`` wrote, or a name on the hub.
+        revision: branch, tag or commit on the hub; None is its newest.
+
+    Raises:
+        ValueError: there is none.
+        ModuleNotFoundError: the library ``transformers`` is missing.
+    """
+    transformers = _transformers()
+    try:
+        found = transformers.AutoConfig.from_pretrained(_where(name), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"there is no configuration of a network in {name!r}: {_first_line(error)}") from error
+    content: dict[str, Any] = found.to_dict()
+    return content
+
+
 def check_task(network: Any, task: Task, name: str) -> None:
     """Compare a classifier's labels with a task's.
 
@@ -81,15 +101,8 @@ def check_task(network: Any, task: Task, name: str) -> None:
 
 
 def _load(name: str, revision: str | None, **options: Any) -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "networks for text need the library transformers: pip install 'blockkd[text]'"
-        ) from error
-    folder = Path(name).expanduser()
-    where = str(folder) if folder.is_dir() else name
-    if where == name and not folder.is_dir() and revision is None:
+    transformers, where = _transformers(), _where(name)
+    if not Path(where).is_dir() and revision is None:
         warnings.warn(
             f"{name!r} is taken from the hub in its newest state, which can change between two runs: name a commit as "
             "revision",
@@ -108,8 +121,27 @@ def _load(name: str, revision: str | None, **options: Any) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"no classifier of sentences can be loaded from {name!r}, neither as a folder nor from the hub: "
-            f"{str(error).strip().partition(chr(10))[0]}"
+            f"{_first_line(error)}"
         ) from error
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "networks for text need the library transformers: pip install 'blockkd[text]'"
+        ) from error
+    return transformers
+
+
+def _where(name: str) -> str:
+    folder = Path(name).expanduser()
+    return str(folder) if folder.is_dir() else name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager
