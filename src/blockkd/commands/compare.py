@@ -236,12 +236,12 @@ def _report(request: Request) -> None:
     if finished:
         comparison = summarise(rows, published=_published(request.entries))
         data = request.shared.data
-        samples = {"test_images": len(data.parts.test), "sample": data.sample}
+        images = len(data.parts.test)
         write_csv(folder.path / TABLE, comparison_rows(comparison))
         footer = {"command": stored_command(folder), **_settings(request), **environment()}
-        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, **samples))
+        write_text(folder.path / TEXT, comparison_markdown(comparison, footer, test_images=images, sample=data.sample))
         comparison_figure(comparison, rows, folder.path / FIGURE)
-        print_table(comparison_table(comparison, **samples))
+        print_table(comparison_table(comparison, images, data.sample))
         _print_settings(request)
     left = len(request.jobs) - len(finished)
     if left:

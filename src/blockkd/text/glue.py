@@ -70,7 +70,8 @@ class Glue(ImageData):
         self.task_name, self.path, self.revision = task, path, revision
         self.max_length, self.n_lengths = max_length, n_lengths
         self.val_share, self.split_seed = val_share, split_seed
-        self._named, self._tokenizer = (tokenizer, None) if isinstance(tokenizer, str) else (None, tokenizer)
+        self._named: str | None = tokenizer if isinstance(tokenizer, str) else None
+        self._tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
         self._tokenizer_revision: str | None = None
 
     @property
@@ -132,7 +133,7 @@ class Glue(ImageData):
 
     def some(self, part: LabelledImages, indices: Sequence[int]) -> tuple[Tokens, Real[Tensor, " B"]]:
         """These sentences of a part as a batch, and their labels ``(B,)``."""
-        items = [part[index] for index in indices]
+        items: list[Any] = [part[index] for index in indices]
         return self._padding().inputs([tokens for tokens, _ in items]), torch.stack([label for _, label in items])
 
     def trial_batch(self) -> tuple[Tokens, Real[Tensor, " B"]]:

@@ -27,7 +27,7 @@ def save_classifier(network: nn.Module, tokenizer: Any, folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    config = copy.deepcopy(getattr(network, "config", None))
+    config: Any = copy.deepcopy(getattr(network, "config", None))
     if not hasattr(config, "save_pretrained"):
         return
     draft = _draft(folder)
