@@ -45,7 +45,7 @@ def test_shares_are_those_of_the_last_epochs_networks(
     watched: tuple[DistillationModule, FewDigits, dict[str, float]],
 ) -> None:
     module, data, metrics = watched
-    images = torch.stack([image for image, _ in data.parts.val])
+    images = data.parts.val.images
     distiller = module.distiller.eval()
     assert isinstance(distiller, BlockKD)
     logits, labels = distiller.all_logits(images), data.parts.val.labels
