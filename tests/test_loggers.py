@@ -1,5 +1,7 @@
 """What can be watched while a job trains: TensorBoard's files always, services where they are asked for."""
 
+import errno
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from blockkd.cli import main
 from blockkd.commands import loggers
+from blockkd.commands.event_file import EventFile
 from blockkd.runs import read_csv
 from tests.test_cli import SMALL
 
@@ -30,6 +34,7 @@ def events(folder: Path) -> dict[str, list[float]]:
     content, at = path.read_bytes(), 0
     while at < len(content):
         (length,) = struct.unpack_from("<Q", content, at)
+        assert struct.unpack_from("<I", content, at + 8) == (masked_crc32c(content[at : at + 8]),)
         event = Event.FromString(content[at + 12 : at + 12 + length])
         for value in event.summary.value:
             found.setdefault(value.tag, []).append(value.simple_value)
@@ -45,6 +50,33 @@ def test_tensorboard_shows_what_the_csv_file_holds() -> None:
     for name in ("val/accuracy", "val/loss", "train/loss"):
         assert seen[name] == pytest.approx([float(row[name]) for row in rows])
     assert len(events(Path("run/teacher/seed_0/tensorboard"))["val/accuracy"]) == 1
+
+
+def test_tensorboard_itself_reads_the_file(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    file = EventFile(tmp_path / "events")
+    for step, loss in ((4, 0.5), (8, 0.25)):
+        file.log_metrics({"val/loss": loss, "epoch": step / 4}, step)
+    seen = accumulator.EventAccumulator(str(tmp_path / "events"))
+    seen.Reload()
+    assert [(one.step, one.value) for one in seen.Scalars("val/loss")] == [(4, 0.5), (8, 0.25)]
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, in the process that trains: a training that waits for a writer that is gone would never end."""
+
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            del content
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = EventFile(tmp_path / "events")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Full())
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        file.log_metrics({"val/loss": 0.5}, 1)
+    assert caught.value.filename == str(file.path)
 
 
 @pytest.mark.parametrize("service", ["wandb", "mlflow"])

@@ -184,6 +184,19 @@ def test_a_full_disk_leaves_the_old_page(monkeypatch: pytest.MonkeyPatch, capsys
     assert text() == before
 
 
+def test_a_teacher_by_itself_and_over_what_a_report_left_that_was_cut_short() -> None:
+    alone = {key: FASTER[key] for key in ("data", "teacher")}
+    Path("teacher.yaml").write_text(yaml.safe_dump({"base": "digits/teacher"} | alone))
+    assert main(["teach", "--config", "teacher.yaml", "--teacher.epochs", "1", "--output", "taught"]) == 0
+    Path("taught/report").mkdir()
+    Path("taught/report/accuracy.png").write_bytes(b"half")
+    assert main(["report", "taught"]) == 0
+    page = text("taught/report/index.html")
+    assert "There is no student" in page
+    assert "teacher: ECE" in page
+    assert Path("taught/report/accuracy.png").stat().st_size > 1000
+
+
 def test_watching_is_a_part_of_the_recipe_and_has_to_have_an_effect(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "--config", "kd.yaml", "--watch_stones", "true", "--output", "none", "--epochs", "1"]) == 0
     assert "watch_stones has no effect: kd has no stones" in capsys.readouterr().err

@@ -4,9 +4,10 @@ import os
 from importlib.util import find_spec
 from typing import Literal
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 from blockkd.commands.errors import InvalidInputError
+from blockkd.commands.event_file import EventFile
 from blockkd.runs import Job, RunFolder
 
 Service = Literal["wandb", "mlflow"]
@@ -32,7 +33,7 @@ def live_loggers(service: Service | None, folder: RunFolder, job: Job) -> list[L
         job: what trains.
     """
     home = folder.job_folder(job)
-    loggers: list[Logger] = [TensorBoardLogger(home, name=None, version=EVENTS)]
+    loggers: list[Logger] = [EventFile(home / EVENTS)]
     group = folder.path.absolute().name
     if service == "wandb":
         loggers.append(WandbLogger(name=f"{job}", group=group, project=PROJECT, save_dir=home))

@@ -13,7 +13,7 @@ from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.parsing import explain
 from blockkd.commands.report_runs import StoredRun, labels_of, read_runs
 from blockkd.commands.report_sections import all_sections
-from blockkd.durable import write_durably
+from blockkd.durable import DRAFT, write_durably
 from blockkd.report import TEACHER_NAME
 from blockkd.reporting.page import page
 from blockkd.reporting.sections import Section
@@ -22,6 +22,7 @@ from blockkd.runs import write_text
 
 PAGE, FOLDER = "index.html", "report"
 IMAGES = 10_000
+FIGURES = (".png", ".svg", DRAFT)  # of a report that was cut short there may be nothing else
 DESCRIPTION = (
     "Write one HTML page about runs of distill, compare or teach, which opens from disk and asks no network for "
     "anything, and its figures as PNG and SVG beside it: curves, stones, both networks, calibration, classes, costs, "
@@ -85,7 +86,8 @@ def _check_target(target: Path) -> None:
     with user_input():
         if target.exists() and not target.is_dir():
             raise InvalidInputError(f"{target} is a file; choose another folder with --output")
-        if target.is_dir() and any(target.iterdir()) and not (target / PAGE).is_file():
+        strange = target.is_dir() and any(path.suffix not in FIGURES for path in target.iterdir())
+        if strange and not (target / PAGE).is_file():
             raise InvalidInputError(f"{target} is not empty and holds no report; choose another folder with --output")
 
 
@@ -96,8 +98,6 @@ def _write(target: Path, text: str, sections: Sequence[Section]) -> None:
              for kind, content in (("png", picture.png()), ("svg", picture.svg()))}  # fmt: skip
     with user_input(f"cannot write to {target}"):
         target.mkdir(parents=True, exist_ok=True)
-        if not (target / PAGE).exists():
-            write_text(target / PAGE, "")  # so that a report that was cut short can be made again
         for name, content in files.items():
             write_durably(target / name, content, flush=False)
         write_text(target / PAGE, text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "The networks"
-BOX, TALL, GAP = 1.42, 0.58, 0.34  # inches: a block's width and height, and the room to the next
+BOX, TALL, GAP = 1.53, 0.58, 0.34  # inches: a block's width and height, and the room to the next
 LEFT, RIGHT = 0.02, WIDTH - BOX - 0.02  # where the columns begin, inches
 HEAD = 0.62  # inches above the first block
 LONGEST = 17  # letters of a block's name
@@ -142,7 +142,7 @@ def _block(axes: "Axes", x: float, y: float, title: str, cut: Cut, place: int, c
     name, (parameters, flops) = cut.names[place], cut.costs[place]
     name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
     lines = (f"{title}  {name}", cut.shapes[place], f"{short(parameters)} par. · {short(flops)} FLOPs")
-    for number, (line, size) in enumerate(zip(lines, (8.5, 8, 7.5), strict=True)):
+    for number, (line, size) in enumerate(zip(lines, (8.5, 8, 7.3), strict=True)):
         axes.text(x + BOX / 2, y + 0.12 + 0.17 * number, line, ha="center", va="center", fontsize=size, zorder=4)
 
 
