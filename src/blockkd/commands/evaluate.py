@@ -10,16 +10,16 @@ from torch import nn
 
 from blockkd import costs
 from blockkd.baselines.logits import CrossEntropy
-from blockkd.commands.checks import build_method, build_network, check_classes
+from blockkd.commands.checks import build_network, check_classes
 from blockkd.commands.composing import compose, read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import accuracy, cpu_threads, quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
-from blockkd.commands.recipe import DistillRecipe, NetworkFactory, TeachRecipe, method_name
+from blockkd.commands.recipe import DistillRecipe, TeachRecipe, method_name
+from blockkd.commands.students import network_name, student_of_file
 from blockkd.commands.together import on_one_device
 from blockkd.models import create_model
-from blockkd.models.named import Named
 from blockkd.models.weights import best_fit, compare_weights, load_weights, nearest_network, read_state_dict
 from blockkd.report import TEACHER_NAME, evaluation_table, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Row, RunFolder
@@ -144,7 +144,7 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
         return [subject]
     teacher = build_network(recipe.teacher.network, "network")
     if not isinstance(recipe, DistillRecipe):
-        return [_loaded(_label(recipe.teacher.network, teacher), teacher, path)]
+        return [_loaded(network_name(recipe.teacher.network, teacher), teacher, path)]
     if compare_weights(teacher, state).fits:
         return [_loaded(TEACHER_NAME, teacher, path)]
     student = _student(recipe, config, path)
@@ -154,27 +154,13 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
 
 
 def _student(recipe: DistillRecipe, config: Namespace, path: Path) -> nn.Module:
-    """The recipe's student, or what its method makes of it to be deployed, as SimKD does: whichever has the tensors."""
-    with user_input("cannot use the student's weights"):
-        state = read_state_dict(path)
-    student = build_network(recipe.student, "student")
-    if not compare_weights(student, state).fits:
-        name = method_name(config["method"]["class_path"])
-        teacher, another = build_network(recipe.teacher.network, TEACHER_NAME), build_network(recipe.student, "student")
-        deployed = build_method(recipe.method, name, teacher, another, recipe.data).student
-        if compare_weights(deployed, state).fits:
-            return deployed
-    return student
+    return student_of_file(recipe, method_name(config["method"]["class_path"]), recipe.method, path)[0]
 
 
 def _loaded(label: str, network: nn.Module, path: Path) -> Subject:
     with user_input(f"cannot use the weights of the {label}" if label in (TEACHER_NAME, "student") else ""):
         load_weights(network, path)
     return Subject(label, network)
-
-
-def _label(factory: NetworkFactory, network: nn.Module) -> str:
-    return factory.name if isinstance(factory, Named) else type(network).__name__
 
 
 def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:

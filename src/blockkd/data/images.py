@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from blockkd.data.preprocessing import Preprocessing
 from blockkd.data.resident import Resident, ResidentLoader, resident
 from blockkd.randomness import derived_seed
 
@@ -297,6 +298,10 @@ class ImageData(LightningDataModule, ABC):
         """The first ``size`` test images, to tell shapes by."""
         test = self.parts.test
         return torch.stack([test[index][0] for index in range(min(size, len(test)))])
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How raw pixels become what the networks take; None where the dataset does not say. Goes into exports."""
+        return None
 
     def train_dataloader(self) -> Loader:
         """Full batches in the order of ``order_seed`` and the epoch.
