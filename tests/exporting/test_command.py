@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from blockkd.cli import main
 from blockkd.data import Digits
 from blockkd.exporting import load_preprocessing, onnx_file
 from blockkd.exporting.folder import sha256
+from blockkd.exporting.latency import benchmark
 from blockkd.models import ResNet
 from blockkd.runs import read_csv
 from tests.test_cli import FewDigits
@@ -52,7 +54,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(run: Path) -> Path:
     """All of it, at once."""
     formats = ["--format", "safetensors", "onnx", "pt2", "--int8", "--benchmark"]
-    assert main(["export", str(run), *formats]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockkd.exporting.exporter.benchmark", partial(benchmark, rounds=3))
+        assert main(["export", str(run), *formats]) == 0
     return run / "export"
 
 

@@ -1,5 +1,6 @@
 """``--benchmark``: seconds per batch and bytes of teacher, student and exports, side by side on this machine."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -82,12 +83,16 @@ def benchmark(
         rounds: how many turns each gets, with each batch.
     """
     seconds: dict[Contender, dict[int, Sequence[float]]] = {contender: {} for contender in contenders}
-    for size in batches:
-        given = to_check(inputs, size)
-        steps = {f"{number}": contender.run(given) for number, contender in enumerate(contenders)}
-        found = interleaved(steps, rounds, torch.device("cpu"))
-        for number, contender in enumerate(contenders):
-            seconds[contender][size] = found[f"{number}"]
+    gc.freeze()  # or what is collected between two turns would be looked for in all that the libraries hold
+    try:
+        for size in batches:
+            given = to_check(inputs, size)
+            steps = {f"{number}": contender.run(given) for number, contender in enumerate(contenders)}
+            found = interleaved(steps, rounds, torch.device("cpu"))
+            for number, contender in enumerate(contenders):
+                seconds[contender][size] = found[f"{number}"]
+    finally:
+        gc.unfreeze()
     return [Latency(contender, seconds[contender]) for contender in contenders]
 
 
