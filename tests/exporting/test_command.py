@@ -237,7 +237,10 @@ BAD = {
     "method": (["RUN", "--method", "kdd"], "has no method 'kdd'; did you mean kd?"),
     "seed": (["RUN", "--seed", "7"], "has no seed 7; it has 0"),
     "int8 of nothing": (["RUN", "--int8"], "give --format onnx as well"),
-    "hub": (["RUN", "--format", "hub"], "blockkd.models.ResNet is of neither: take --format safetensors"),
+    "hub": (
+        ["RUN", "--format", "hub", "--output", "new"],
+        "blockkd.models.ResNet is of neither: take --format safetensors",
+    ),
     "output": (["RUN", "--output", "file"], "file is no folder"),
     "foreign": (["RUN", "--output", "full", "--overwrite"], "full holds mine, which no export wrote"),
     "stray": (["RUN", "--formt", "onnx"], "unknown option --formt"),
