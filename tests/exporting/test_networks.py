@@ -237,10 +237,10 @@ def test_what_both_start_from_is_nobodys() -> None:
     teacher, student = linear(), linear()
     with torch.no_grad():
         student[1].weight.add_(1)
-    with pytest.raises(NotBareError, match=r"3 tensors of the student are the teacher's, bit for bit: 0\.weight"):
+    with pytest.raises(
+        NotBareError, match=r"2 tensors of the student are the teacher's, bit for bit: 0\.weight, 0\.bias"
+    ):
         check_nothing_of_teacher(student, teacher)
-    with torch.no_grad():
-        student[1].bias.add_(1)
     check_nothing_of_teacher(student, teacher, fresh=linear())
     with torch.no_grad():
         student[0].weight.copy_(torch.ones(4, 4))

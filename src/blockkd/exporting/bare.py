@@ -30,7 +30,9 @@ SPARE_WHOLE_NUMBERS = 2**16
 LEAST = 4  # numbers that a tensor has at least for it to be nobody else's by chance
 
 
-def check_only_students(found: Sequence[tuple[str, Tensor]], student: nn.Module, where: str, spare: bool) -> None:
+def check_only_students(
+    found: Sequence[tuple[str, Tensor]], student: nn.Module, where: str, spare: bool, renamed: bool = False
+) -> None:
     """Raise NotBareError unless all tensors that were found are the student's.
 
     Args:
@@ -38,11 +40,13 @@ def check_only_students(found: Sequence[tuple[str, Tensor]], student: nn.Module,
         student: built and loaded apart from what was exported.
         where: the file, for the message.
         spare: whether the network's code may have written some numbers out as tensors.
+        renamed: whether tensors may bear other names, as transformers saves those of some families under older ones.
     """
     own, numbers, whole = tensors_of(student), 0, 0
     for name, tensor in found:
         mine = own.get(name, own.get(name.removeprefix(WRAPPED)))
-        if mine is not None and _same(mine.detach().cpu(), tensor):
+        candidates = own.values() if renamed else [mine] if mine is not None else []
+        if any(_same(candidate.detach().cpu(), tensor) for candidate in candidates):
             continue
         if mine is not None or not spare:
             reason = "is not the student's" if mine is None else "has other values than the student's"

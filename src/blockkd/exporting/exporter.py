@@ -171,7 +171,8 @@ def _pt2(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
 def _hub(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
     folder = draft / HUB
     line = write_hub(student.network, student.description, student.inputs, student.preprocessing, folder)
-    check_only_students(tensors_in_safetensors(folder / WEIGHTS), bare, f"{HUB}/{WEIGHTS}", spare=False)
+    renamed = hub_library(student.description) == "transformers"
+    check_only_students(tensors_in_safetensors(folder / WEIGHTS), bare, f"{HUB}/{WEIGHTS}", False, renamed)
     file = _written(folder / WEIGHTS, "tensor by tensor", (f"import {line.partition('.')[0]}", f"network = {line}"))
     return [replace(file, name=f"{HUB}/{WEIGHTS}")]
 
