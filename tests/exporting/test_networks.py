@@ -48,7 +48,7 @@ TIMM = {
         **{"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_channels": 1},
     },
 }
-TORCHVISION = {"name": "torchvision/mobilenet_v3_small", "num_classes": 3, "options": {"width_mult": 0.25}}
+TORCHVISION = {"name": "torchvision/squeezenet1_1", "num_classes": 3, "options": {}}
 
 
 def bert() -> Any:
