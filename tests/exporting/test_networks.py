@@ -28,7 +28,7 @@ from blockkd.exporting import (
     write_onnx,
     write_pt2,
 )
-from blockkd.exporting.calls import call
+from blockkd.exporting.calls import call, named
 from blockkd.exporting.fresh import TOLERANCE
 from blockkd.exporting.hub import write_hub
 from blockkd.exporting.int8 import scheme_for
@@ -52,10 +52,12 @@ TORCHVISION = {"name": "torchvision/squeezenet1_1", "num_classes": 3, "options":
 
 
 def bert() -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
+
+    library: Any = transformers
 
     torch.manual_seed(0)
-    config = BertConfig(
+    config = library.BertConfig(
         vocab_size=60,
         hidden_size=16,
         num_hidden_layers=1,
@@ -64,7 +66,7 @@ def bert() -> Any:
         max_position_embeddings=32,
         num_labels=3,
     )
-    return BertForSequenceClassification(config).eval()
+    return library.BertForSequenceClassification(config).eval()
 
 
 def tokens() -> dict[str, Tensor]:
@@ -112,7 +114,7 @@ def test_whole_numbers_come_near(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
     net, inputs = network(name)
-    given = inputs if isinstance(inputs, dict) else {"images": inputs}
+    given = named(inputs)
     write_onnx(net, inputs, tmp_path / "model.onnx")
     scheme = scheme_for(net)
     assert scheme == ("static" if name == "torchvision" else "dynamic")
@@ -141,10 +143,11 @@ def test_transformers_loads_its_folders_without_us(tmp_path: Path) -> None:
 
 
 def test_an_image_classifier_of_transformers_with_its_processor(tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig
+    import transformers
 
+    library: Any = transformers
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTConfig(image_size=16, patch_size=8, num_channels=3, **small).save_pretrained(tmp_path / "vit")
+    library.ViTConfig(image_size=16, patch_size=8, num_channels=3, **small).save_pretrained(tmp_path / "vit")
     net = create_model(f"transformers/{tmp_path / 'vit'}", 3).eval()
     made = Preprocessing((16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), labels=("no", "yes", "perhaps"))
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
@@ -154,8 +157,8 @@ def test_an_image_classifier_of_transformers_with_its_processor(tmp_path: Path) 
     export(student, tmp_path / "out", ["safetensors", "hub"])
     logits = call(net, made(pixels))
     assert torch.equal(call(load_exported(tmp_path / "out"), made(pixels)), logits)
-    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out/hub").eval()
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "out/hub")
+    theirs = library.AutoModelForImageClassification.from_pretrained(tmp_path / "out/hub").eval()
+    processor = library.AutoImageProcessor.from_pretrained(tmp_path / "out/hub")
     with torch.no_grad():
         found = theirs(**processor(images=list(pixels), return_tensors="pt")).logits
     assert torch.allclose(found, logits, atol=1e-4)
@@ -208,7 +211,9 @@ def test_a_network_with_more_than_the_student_is_refused(tmp_path: Path) -> None
     description = {"class_path": "tests.exporting.test_networks.Plain", "init_args": {}}
     student = Student(Plain(), description, torch.randn(2, 4), FACTS)
     export(student, tmp_path / "fine", ["safetensors"])
-    assert torch.equal(load_exported(tmp_path / "fine").get_parameter("layer.weight"), student.network.layer.weight)
+    assert torch.equal(
+        load_exported(tmp_path / "fine").get_parameter("layer.weight"), student.network.get_parameter("layer.weight")
+    )
     laden = Plain()
     laden.connector = nn.Linear(4, 8)
     with pytest.raises(NotBareError, match=r"2 tensors that no student has: connector\.bias, connector\.weight"):
@@ -236,16 +241,16 @@ def test_what_both_start_from_is_nobodys() -> None:
     """Equal bits alone convict nothing: tables and pretrained weights that a new student has as well are its own."""
     teacher, student = linear(), linear()
     with torch.no_grad():
-        student[1].weight.add_(1)
+        student.get_parameter("1.weight").add_(1)
     with pytest.raises(
         NotBareError, match=r"2 tensors of the student are the teacher's, bit for bit: 0\.weight, 0\.bias"
     ):
         check_nothing_of_teacher(student, teacher)
     check_nothing_of_teacher(student, teacher, fresh=linear())
     with torch.no_grad():
-        student[0].weight.copy_(torch.ones(4, 4))
-        teacher[0].weight.copy_(torch.ones(4, 4))
-        student[0].bias.add_(1)
+        student.get_parameter("0.weight").copy_(torch.ones(4, 4))
+        teacher.get_parameter("0.weight").copy_(torch.ones(4, 4))
+        student.get_parameter("0.bias").add_(1)
     check_nothing_of_teacher(student, teacher)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from blockkd.exporting.errors import ExportError, library

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -50,7 +51,7 @@ def difference_in_fresh_process(path: Path, network: nn.Module, inputs: Inputs) 
     return worst
 
 
-def _run(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(path: Path, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as place:
         inputs, outputs = Path(place, "inputs.npz"), Path(place, "outputs.npz")
         np.savez(inputs, **arrays)
