@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from blockkd.connectors import connector
     from blockkd.distiller import Distiller, Losses
     from blockkd.export import load_student, save_student
+    from blockkd.exporting.weights import load_exported
     from blockkd.partitioning import partition
     from blockkd.training import DistillationModule
 
@@ -26,6 +27,7 @@ _HOME = {
     "Losses": "blockkd.distiller",
     "PartitionError": "blockkd.blocks",
     "connector": "blockkd.connectors",
+    "load_exported": "blockkd.exporting.weights",
     "load_student": "blockkd.export",
     "partition": "blockkd.partitioning",
     "save_student": "blockkd.export",
@@ -41,6 +43,7 @@ __all__ = [
     "Losses",
     "PartitionError",
     "connector",
+    "load_exported",
     "load_student",
     "partition",
     "save_student",

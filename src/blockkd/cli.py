@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "take the step again in which a loss stopped being finite, and show where",
     "evaluate": "measure the accuracy of a run's student and teacher",
     "report": "write one page about runs, with figures: curves, stones, calibration, classes, costs, features",
+    "export": "write a run's bare student as safetensors, ONNX, torch.export, or for a hub, with a model card",
 }
 BAD_INPUT, CANNOT_WRITE, INTERRUPTED, TERMINATED = 2, 74, 130, 143
 CODES = (

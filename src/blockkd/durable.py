@@ -35,7 +35,7 @@ def write_durably(path: Path, *parts: bytes | memoryview, keep: Path | None = No
             path.replace(keep)
         draft.replace(path)
         if flush:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     except OSError as error:  # write() itself does not say which file it was
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
@@ -56,8 +56,8 @@ def remove_drafts(folder: Path, name: str = "*") -> None:
             draft.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Bring a new name to the disk; systems that cannot flush a folder do so by themselves."""
+def flush_folder(folder: Path) -> None:
+    """Bring new names in it to the disk; systems that cannot flush a folder do so by themselves."""
     with suppress(OSError):
         entry = os.open(folder, os.O_RDONLY)
         try:

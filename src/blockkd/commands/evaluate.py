@@ -13,19 +13,17 @@ from blockkd.baselines.logits import CrossEntropy
 from blockkd.calling import image_shape
 from blockkd.commands.checks import build_network, check_classes
 from blockkd.commands.composing import compose, read_recipe
-from blockkd.commands.deployed import student_for
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import cpu_threads, measured, module_for, quiet
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.parsing import parse, recipe_parser
-from blockkd.commands.recipe import DistillRecipe, NetworkFactory, TeachRecipe, method_name
+from blockkd.commands.recipe import DistillRecipe, TeachRecipe, method_name
+from blockkd.commands.students import network_name, student_of_file
 from blockkd.commands.together import on_one_device
 from blockkd.models import create_model
-from blockkd.models.named import Named
 from blockkd.models.weights import best_fit, compare_weights, load_weights, nearest_network, read_state_dict
 from blockkd.report import TEACHER_NAME, evaluation_table, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Row, RunFolder
-from blockkd.text.networks import Pretrained
 
 DEFAULT_RECIPE = "cifar100/teacher"
 _NETWORK = ("--teacher.network", "--teacher.name")
@@ -150,7 +148,7 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
         return [subject]
     teacher = build_network(recipe.teacher.network, "network")
     if not isinstance(recipe, DistillRecipe):
-        return [_loaded(_label(recipe.teacher.network, teacher), teacher, path)]
+        return [_loaded(network_name(recipe.teacher.network, teacher), teacher, path)]
     if compare_weights(teacher, state).fits:
         return [_loaded(TEACHER_NAME, teacher, path)]
     student = _student(recipe, config, path, teacher)
@@ -160,17 +158,13 @@ def _in_file(path: Path, recipe: TeachRecipe, config: Namespace, argv: Sequence[
 
 
 def _student(recipe: DistillRecipe, config: Namespace, path: Path, teacher: nn.Module) -> nn.Module:
-    return student_for(recipe, recipe.method, method_name(config["method"]["class_path"]), path, teacher)
+    return student_of_file(recipe, method_name(config["method"]["class_path"]), recipe.method, path, teacher)[0]
 
 
 def _loaded(label: str, network: nn.Module, path: Path) -> Subject:
     with user_input(f"cannot use the weights of the {label}" if label in (TEACHER_NAME, "student") else ""):
         load_weights(network, path)
     return Subject(label, network)
-
-
-def _label(factory: NetworkFactory, network: nn.Module) -> str:
-    return factory.name if isinstance(factory, Named | Pretrained) else type(network).__name__
 
 
 def _evaluate(subject: Subject, recipe: TeachRecipe, part: str) -> Row:

@@ -12,7 +12,6 @@ from blockkd.block_kd import BlockKD
 from blockkd.commands.checks import build_network, method_class
 from blockkd.commands.compare import compare_parser
 from blockkd.commands.composing import read_recipe
-from blockkd.commands.deployed import student_for
 from blockkd.commands.distill import all_methods, distill_parser
 from blockkd.commands.entries import stored_entries
 from blockkd.commands.errors import InvalidInputError, printable, user_input
@@ -20,6 +19,7 @@ from blockkd.commands.invocation import Invocation, flat
 from blockkd.commands.parsing import parse
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, TeachRecipe
 from blockkd.commands.stored import check_stored
+from blockkd.commands.students import student_of_file
 from blockkd.commands.teach import teach_parser
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME
@@ -99,7 +99,7 @@ class StoredRun:
         network = build_network(self.recipe.teacher.network, TEACHER_NAME)
         if job.method != TEACHER_NAME:
             line = self.lines[job.method]
-            network = student_for(line.recipe, line.factory, job.method, path, network)
+            network = student_of_file(line.recipe, job.method, line.factory, path, network)[0]
         with user_input(f"cannot use the weights of {job} in {self.name}"):
             load_weights(network, path)
         return network

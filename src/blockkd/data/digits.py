@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from blockkd.data.images import ImageData, LabelledImages, Parts
+from blockkd.data.preprocessing import Preprocessing
+
+BRIGHTEST = 16.0  # the pixels are whole numbers from 0
 
 
 class Digits(ImageData):
@@ -28,6 +31,18 @@ class Digits(ImageData):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers)
         self.split_seed = split_seed
+        self._mean, self._deviation = 0.0, 1.0  # of the raw training pixels, once they are loaded
+
+    def preprocessing(self) -> Preprocessing:
+        """By the training images' mean and deviation; loads the data on first use."""
+        height, width = self.parts.test.images.shape[2:]
+        return Preprocessing(
+            size=(int(height), int(width)),
+            mean=(self._mean / BRIGHTEST,),
+            std=(self._deviation / BRIGHTEST,),
+            rescale_factor=1 / BRIGHTEST,
+            labels=tuple(map(str, range(self.num_classes))),
+        )
 
     def load(self) -> Parts:
         """Split and normalise."""
@@ -47,6 +62,7 @@ class Digits(ImageData):
         rest, test = split(list(range(len(labels))), 0.3)
         train, val = split(rest, 0.2)
         mean, deviation = images[train].mean(), images[train].std()
+        self._mean, self._deviation = float(mean), float(deviation)
 
         def part(indices: list[int]) -> LabelledImages:
             normalised: Tensor = (images[indices] - mean) / deviation

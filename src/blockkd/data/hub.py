@@ -14,6 +14,7 @@ from blockkd.data.decoding import MODES, Decoder
 from blockkd.data.images import EpochSampler, ImageData, Parts
 from blockkd.data.memory import MemoryLoader
 from blockkd.data.pixels import EncodedImages, PixelImages, RawImages
+from blockkd.data.preprocessing import Preprocessing
 from blockkd.data.reading import find_test_split, image_files, read_splits
 from blockkd.data.splitting import choose, hold_out
 
@@ -165,6 +166,17 @@ class HubImages(ImageData):
         _check_one_size(parts)
         self._class_names = class_names
         return parts
+
+    def preprocessing(self) -> Preprocessing:
+        """As evaluation does it; loads the data on first use."""
+        height, width = self.example(1).shape[2:]
+        return Preprocessing(
+            size=(height, width),
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            resize_side=self.resize_side or self.image_side,
+            labels=tuple(map(str, self.class_names)),
+        )
 
     def training_images(self, sampler: EpochSampler) -> Dataset[tuple[Tensor, Tensor]]:
         """The training images, augmented."""

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from blockkd.data.preprocessing import Preprocessing
 from blockkd.data.resident import Resident, ResidentLoader, resident
 from blockkd.randomness import derived_seed
 
@@ -313,6 +314,10 @@ class ImageData(LightningDataModule, ABC):
 
     def check_networks(self, *networks: nn.Module) -> None:
         """Raise ValueError where networks, the teacher first, cannot be used with these data; here all can."""
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How raw pixels become what the networks take; None where the dataset does not say. Goes into exports."""
+        return None
 
     def train_dataloader(self) -> Loader:
         """Full batches in the order of ``order_seed`` and the epoch.
