@@ -252,10 +252,10 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     if epochs:
         try:
             watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
-            loggers = live_loggers(recipe.logger, place.folder, job)
-            rows = fit(
-                module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers, loggers
-            )
+            with live_loggers(recipe.logger, place.folder, job) as loggers:
+                rows = fit(
+                    module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers, loggers
+                )
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:

@@ -1,6 +1,8 @@
 """Where the metrics of a job can be watched while it trains, beside our own CSV files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal
 
@@ -21,7 +23,8 @@ def check_logger(service: Service | None) -> None:
         raise InvalidInputError(f"logger is {service}, whose package is not installed: pip install {service}")
 
 
-def live_loggers(service: Service | None, folder: RunFolder, job: Job) -> list[Logger]:
+@contextmanager
+def live_loggers(service: Service | None, folder: RunFolder, job: Job) -> Iterator[list[Logger]]:
     """TensorBoard's files in the job's folder always, and a service where one is asked for.
 
     How to reach a service, its package takes from the environment (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ...); both
@@ -40,4 +43,9 @@ def live_loggers(service: Service | None, folder: RunFolder, job: Job) -> list[L
     if service == "mlflow":
         there = os.environ.get("MLFLOW_TRACKING_URI")  # Lightning looks when it is imported, and not again
         loggers.append(MLFlowLogger(PROJECT, f"{group}: {job}", tracking_uri=there, save_dir=str(home / service)))
-    return loggers
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):  # or the next job's metrics would go to the same run
+                logger.experiment.finish()
