@@ -196,8 +196,10 @@ def _record(
         recorded = record_teacher(folder, teacher, images, recipe.data.num_classes, recipe.record_top)
     table = recorded.table
     if table.created:
+        samples, views, _ = table.shape
+        each = f" in {views} views each" if views > 1 else ""
         place.progress.console.print(
-            f"teacher: logits of {table.shape[0]} images in {table.shape[1]} views each are recorded in {table.folder} "
+            f"teacher: logits of {samples} {recipe.data.sample}s{each} are recorded in {table.folder} "
             f"({table.nbytes / 1e9:.2f} GB)",
             highlight=False,
         )

@@ -23,7 +23,7 @@ from blockkd.data.images import EpochSampler, ImageData, finite_views
 from blockkd.data.memory import machine_memory
 from blockkd.data.pixels import RawImages
 from blockkd.distiller import Distiller
-from blockkd.recording import table_bytes
+from blockkd.recording import DTYPE, table_bytes
 from blockkd.scores import ACCURACY
 from blockkd.text.glue import Glue
 
@@ -143,7 +143,9 @@ def _resources(recipe: DistillRecipe, trials: Mapping[str, Trial], folder: Path)
     name, largest = max(trials.items(), key=lambda item: item[1].memory)
     record = 0
     if recipe.record_teacher is True:
-        record = table_bytes((len(data.parts.train), _views(recipe), data.num_classes), recipe.record_top)
+        views = finite_views(data.training_images(EpochSampler(len(data.parts.train), 0)))
+        shape = len(views), views.n_views, data.num_classes
+        record = table_bytes(shape, recipe.record_top, getattr(views, "logits_dtype", DTYPE))
     disk = sum(t.disk for t in trials.values()) * recipe.seeds + record
     taken = "without what is recorded" if recipe.record_teacher else f"by {STEPS} trial steps of each method"
     said = [
@@ -189,10 +191,6 @@ def _cuts(distiller: Distiller) -> str:
         return ""
     theirs, ours = (", ".join(blocks.names) for blocks in (distiller.teacher_blocks, distiller.student_blocks))
     return f"cuts the teacher after {theirs} and the student after {ours}"
-
-
-def _views(recipe: DistillRecipe) -> int:
-    return finite_views(recipe.data.training_images(EpochSampler(len(recipe.data.parts.train), 0))).n_views
 
 
 def _existing(folder: Path) -> Path:
