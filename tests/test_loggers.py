@@ -95,15 +95,3 @@ def test_weights_and_biases_gets_the_metrics(monkeypatch: pytest.MonkeyPatch) ->
     assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "wandb"]) == 0
     (stored,) = Path("run/kd/seed_0/wandb").glob("offline-run-*/run-*.wandb")
     assert b"val/accuracy" in stored.read_bytes()
-
-
-def test_mlflow_gets_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    store = f"sqlite:///{Path.cwd()}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "mlflow"]) == 0
-    client = mlflow.tracking.MlflowClient(store)
-    found = client.search_runs([client.get_experiment_by_name("blockkd").experiment_id])
-    (student,) = [run for run in found if run.info.run_name == "run: kd, seed 0"]
-    rows = read_csv(Path("run/kd/seed_0/metrics.csv"))
-    assert student.data.metrics["val/accuracy"] == pytest.approx(float(rows[-1]["val/accuracy"]))
