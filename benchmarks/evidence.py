@@ -158,7 +158,8 @@ def tables() -> dict[str, str]:
         rows, rung = _read(path), path.stem.removeprefix("fair_fight_")
         found[f"trials {rung}"] = trials(rows)
         for part in ("epochs", "compute"):
-            found[f"{part} {rung}"] = fight(rows, part)
+            if any(row["part"] == part for row in rows):
+                found[f"{part} {rung}"] = fight(rows, part)
     for path in sorted(RESULTS.glob("levers_*.csv")):
         found[f"levers {path.stem.removeprefix('levers_')}"] = levers(_read(path))
     for path in sorted(RESULTS.glob("gradient_norms_*.csv")):
