@@ -174,7 +174,7 @@ def test_without_a_validation_part_the_test_part_is_watched_and_marked(recipes: 
     assert main(["compare", *recipes[:2], *data, "--output", "run"]) == 0
     curve = [float(row["test/accuracy"]) for row in read_csv(Path("run/kd/seed_0/metrics.csv"))]
     result = read_csv(Path("run/results.csv"))[2]
-    assert result["best_watched_score"] == pytest.approx(max(curve))
+    assert result["best_watched_accuracy"] == pytest.approx(max(curve))
     assert "best_epoch" not in result
     assert "val_accuracy" not in result
     assert "†" in Path("run/comparison.md").read_text()

@@ -204,11 +204,11 @@ def test_rows_that_cannot_be_averaged_are_refused() -> None:
 
 
 def test_the_best_epoch_and_by_what_it_was_chosen() -> None:
-    validated = by_name(summarise(rows(best_test_accuracy=0.76, best_watched_score=0.77)))["kd"]
+    validated = by_name(summarise(rows(best_test_accuracy=0.76, best_watched_accuracy=0.77)))["kd"]
     assert validated.best is not None
     assert validated.best.mean == pytest.approx(0.76)
     assert validated.best_chosen_on == "validation"
-    watched = by_name(summarise(rows(best_watched_score=0.77)))["kd"]
+    watched = by_name(summarise(rows(best_watched_accuracy=0.77)))["kd"]
     assert watched.best is not None
     assert watched.best.mean == pytest.approx(0.77)
     assert watched.best_chosen_on == "test"
@@ -256,10 +256,10 @@ def line_of(text: str, method: str) -> str:
 
 def long_comparison() -> Comparison:
     many = [
-        row("consolidated_alignment", s, 0.7512 + 0.001 * s * s, best_watched_score=0.76 + 0.01 * s, step_flops=9)
+        row("consolidated_alignment", s, 0.7512 + 0.001 * s * s, best_watched_accuracy=0.76 + 0.01 * s, step_flops=9)
         for s in range(3)
     ]
-    kd = [row("kd", s, 0.74 - 0.003 * s, best_watched_score=0.75 + 0.01 * s, step_flops=5) for s in range(3)]
+    kd = [row("kd", s, 0.74 - 0.003 * s, best_watched_accuracy=0.75 + 0.01 * s, step_flops=5) for s in range(3)]
     return summarise([*kd, *[r | {"seconds": 123_456.0} for r in many]], published=PUBLISHED)
 
 
@@ -293,7 +293,7 @@ def test_what_nobody_has_is_no_column_and_no_note() -> None:
 
 
 def test_the_test_set_as_judge_is_marked() -> None:
-    watched, validated = (summarise(rows(**{name: 0.77})) for name in ("best_watched_score", "best_test_accuracy"))
+    watched, validated = (summarise(rows(**{name: 0.77})) for name in ("best_watched_accuracy", "best_test_accuracy"))
     for show in (shown, lambda comparison: comparison_markdown(comparison, {})):
         assert "77.00 ± 0.00†" in line_of(show(watched), "kd")
         assert "chosen on the test set" in " ".join(show(watched).split())

@@ -158,7 +158,7 @@ def test_a_record_needs_batches_that_say_what_they_hold(tmp_path: Path) -> None:
     from blockkd.recording import LogitTable
 
     network = torch.nn.Linear(2, 3)
-    record = RecordedTeacher(LogitTable(tmp_path, {}, (4, 1, 3)))
+    record = RecordedTeacher(LogitTable(tmp_path, {}, (4, 2, 3)))
     module = DistillationModule(KD(torch.nn.Linear(2, 3), network), torch.optim.SGD, recorded=record)
     inputs, labels, indices = torch.zeros(2, 2), torch.zeros(2).long(), torch.arange(2)
     with pytest.raises(ValueError, match=r"expected \(inputs, labels, indices, views\)"):

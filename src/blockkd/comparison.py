@@ -9,7 +9,7 @@ What a row is (``runs.Row``, one for each trained network, made by ``compare`` o
 ``test_accuracy``          0 … 1, after the last epoch
 ``best_epoch``             optional: the epoch, counted from 1, that was best on the validation part
 ``best_test_accuracy``     optional: the test accuracy of that epoch; absent where there is no validation part
-``best_watched_score``  optional, where there is no validation part: the largest test accuracy of any epoch. It is
+``best_watched_accuracy``  optional, where there is no validation part: the largest test accuracy of any epoch. It is
                            chosen on the test set, so too high; many papers report it
 ``parameters``             of the student
 ``flops_per_image``        of the student's forward pass

@@ -138,7 +138,9 @@ def saved_bytes(distiller: Distiller, inputs: Any, targets: Int[Tensor, " B"], *
         return holder
 
     with _copy_that_trains(distiller) as trial:
-        there = {_storage(tensor) for tensor in _tensors_at_hand(trial, inputs, targets, context)}
+        # Held, as memory that a method lets go of would be found again under what is saved next.
+        at_hand = list(_tensors_at_hand(trial, inputs, targets, context))
+        there = {_storage(tensor) for tensor in at_hand}
         with saved_tensors_hooks(hold, _Holder.get):
             total = trial(inputs, targets, **context).total
         sizes = {_storage(holder.tensor): holder.tensor.untyped_storage().nbytes() for holder in alive}
@@ -160,6 +162,9 @@ class _Holder:
 def _copy_that_trains(distiller: Distiller) -> Iterator[Distiller]:
     """A copy to take a step with. Only a copy leaves alone what a method notes outside of buffers, as FCFD's draws."""
     with isolate_rng(), torch.enable_grad(), alone():
+        torch.manual_seed(
+            0
+        )  # what a step costs may hang on what a method draws, and is not to hang on when it is asked
         yield copy.deepcopy(distiller).train()
 
 

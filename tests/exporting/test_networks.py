@@ -130,7 +130,7 @@ def test_timm_loads_its_folder_without_us(tmp_path: Path) -> None:
     net, inputs = network("timm")
     line = write_hub(net, TIMM, inputs, GREY, tmp_path / "hub")
     said = fresh(f"import timm; network = {line}; config = network.pretrained_cfg", inputs, tmp_path)
-    assert torch.equal(said["logits"], call(net, inputs))
+    assert torch.allclose(said["logits"], call(net, inputs), atol=1e-6)  # threads may add in another order
     assert said["shown"] == "(0.5,) (0.25,) (1, 16, 16)"
 
 
