@@ -145,8 +145,6 @@ def _draw_legend(axes: "Axes", students: Sequence[Summary], baseline: str | None
 
 
 def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, height: float, title: str) -> None:
-    from matplotlib.ticker import LogLocator
-
     by_flops = all(summary.relative_flops is not None for summary in students)
     costs = [summary.relative_flops or 0.0 if by_flops else summary.seconds.mean for summary in students]
     for summary, x in zip(students, costs, strict=True):
@@ -155,10 +153,7 @@ def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, 
         mean, interval = 100 * summary.last.mean, _interval(summary.last)
         axes.errorbar(x, mean, interval, deviation, color=colour, alpha=0.5, linewidth=1, capsize=2)
         axes.plot(x, mean, "o", color=colour, markersize=5, zorder=4 if summary.method == baseline else 3)
-    if min(costs) > 0 and max(costs) / min(costs) > WIDE:
-        axes.set_xscale("log", subs=[])  # ticks at 1, 2 and 5, each with its number; none between
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
+    cost_axis(axes, costs)
     flops = f"FLOPs of a training step, in units of {baseline}'s"
     axes.set(
         xlabel=flops if by_flops else "training seconds (± standard deviation)",
@@ -168,23 +163,50 @@ def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, 
     low, high = axes.get_ylim()
     spare = max(LEAST_SPAN - (high - low), 0) / 2
     axes.set_ylim(low - spare, min(high + spare, 100.5))
-    _draw_labels(axes, students, costs, height)
+    name_beside(axes, students, costs, LABEL_HEIGHT / height)
 
 
-def _draw_labels(axes: "Axes", students: Sequence[Summary], costs: Sequence[float], height: float) -> None:
-    """Names in a column beside the axes, each with a thin line to its point: so they never lie on each other."""
+def cost_axis(axes: "Axes", costs: Sequence[float]) -> None:
+    """Show costs along x on a scale of ratios where they lie far apart."""
+    from matplotlib.ticker import LogLocator
+
+    if min(costs) > 0 and max(costs) / min(costs) > WIDE:
+        axes.set_xscale("log", subs=[])  # ticks at 1, 2 and 5, each with its number; none between
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+
+
+def name_beside(
+    axes: "Axes",
+    students: Sequence[Summary],
+    costs: Sequence[float],
+    gap: float,
+    left: float = 1.06,
+    size: int = 9,
+    colour: str = QUIET,
+) -> None:
+    """Names in a column beside the axes, each with a thin line to its point: so they never lie on each other.
+
+    Args:
+        axes: with accuracy in % along y, whose limits stay from now on.
+        students: whose points have names.
+        costs: where these points lie along x.
+        gap: from one name to the next, as a share of the axes' height.
+        left: where the column begins, in units of the axes' width.
+        size: of the letters, in points.
+        colour: of the lines.
+    """
     low, high = axes.get_ylim()
     heights = [(100 * summary.last.mean - low) / (high - low) for summary in students]
-    places = spaced(heights, gap=LABEL_HEIGHT / height, low=0.0, high=1.0)
-    for summary, x, place in zip(students, costs, places, strict=True):
+    for summary, x, place in zip(students, costs, spaced(heights, gap, low=0.0, high=1.0), strict=True):
         axes.annotate(
             summary.method,
             xy=(x, 100 * summary.last.mean),
-            xytext=(1.06, place),
+            xytext=(left, place),
             textcoords="axes fraction",
             va="center",
-            fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkB": 3},
+            fontsize=size,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkB": 3},
         )
 
 

@@ -166,7 +166,7 @@ class Survey:
         try:
             with torch.no_grad(), undisturbed(self.network, training=False):
                 self.network(example)
-        except Exception as error:
+        except Exception as error:  # a network's own code runs here, and may raise anything
             reason = str(error).partition("\n")[0]
             raise PartitionError(
                 f"{self.label} does not accept an example of shape {tuple(example.shape)} and {example.dtype} on "

@@ -134,7 +134,7 @@ class StackSurvey:
                 states, _ = run_whole(network, self.stack, self.example, {})
         except StackError as error:
             raise PartitionError(f"{self.label} cannot be cut by itself: {error}. {_BY_HAND}") from error
-        except Exception as error:
+        except Exception as error:  # a network's own code runs here, and may raise anything
             shapes = {name: tuple(value.shape) for name, value in self.example.items()}
             reason = str(error).partition("\n")[0]
             raise PartitionError(
@@ -213,7 +213,7 @@ class StackSurvey:
             with torch.no_grad(), undisturbed(self.network, training), zeros_filled(self.network):
                 try:
                     results.append(forward().nan_to_num())
-                except Exception as error:
+                except Exception as error:  # out of a network's own code
                     raise PartitionError(
                         f"{self.label}: its layers cannot be run one after the other ({type(error).__name__}: "
                         f"{error}). {_BY_HAND}"

@@ -110,7 +110,7 @@ def trace(network: nn.Module, example: Tensor, opened: Collection[str] | None = 
         try:
             with torch.enable_grad(), torch.autocast(example.device.type, torch.bfloat16), tracer.factories():
                 recorded = tracer.record(network)
-        except Exception as error:
+        except Exception as error:  # a network's own code runs here, and may raise anything
             culprit = tracer.innermost()
             module = network.get_submodule(culprit)
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -198,7 +198,7 @@ def test_label_smoothing_is_refused_for_a_regression() -> None:
 def test_methods_that_do_not_know_padding_are_refused() -> None:
     class Places(BlockwiseDistiller):
         def forward(self, inputs: Any, targets: Tensor, **context: Tensor) -> Losses:
-            raise NotImplementedError
+            raise NotImplementedError  # it is refused before its first step
 
     with pytest.raises(TypeError, match="Places compares features place by place and does not know which"):
         Places(classifier("bert"), classifier("bert", layers=2, seed=1), sentences([4, 6]))

@@ -4,10 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import LogLocator
-
 from blockkd.comparison import Comparison, Summary
-from blockkd.comparison_figure import WIDE, spaced
+from blockkd.comparison_figure import cost_axis, name_beside
 from blockkd.report import LEAST_SPAN, by_method, mean_and_deviation
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import BLUE, INK, PAPER, QUIET, Picture, colours_of, is_teacher, panel
@@ -119,25 +117,11 @@ def _cost(students: Sequence[Summary], baseline: str | None, rows: Sequence[Row]
         colour = colours[summary.method]
         axes.plot([cost] * len(seeds), seeds, "o", color=colour, alpha=0.3, markersize=3.5, markeredgewidth=0)
         axes.plot(cost, 100 * summary.last.mean, "o", color=colour, markersize=6)
-    if min(costs) > 0 and max(costs) / min(costs) > WIDE:
-        axes.set_xscale("log", subs=[])  # ticks at 1, 2 and 5, each with its number; none between
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
+    cost_axis(axes, costs)
     axes.set(xlabel=label, ylabel="test accuracy (%)")
     axes.margins(x=0.12)
     _widen(axes)
-    low, high = axes.get_ylim()
-    wanted = [(100 * summary.last.mean - low) / (high - low) for summary in students]
-    for summary, cost, place in zip(students, costs, spaced(wanted, LABEL / height * 1.25, 0.0, 1.0), strict=True):
-        axes.annotate(
-            summary.method,
-            xy=(cost, 100 * summary.last.mean),
-            xytext=(1.04, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 4},
-        )
+    name_beside(axes, students, costs, LABEL / height * 1.25, left=1.04, size=8, colour=QUIET)
     return Picture(
         "cost", "Test accuracy against the cost of training: the mean of each method; small, each seed.", figure
     )
