@@ -1,7 +1,7 @@
 """Every method with its own learning rate and weight, found by the same number of trials, and then compared.
 
     python benchmarks/fair_fight.py digits              # seconds a run; all of it in half an hour on one core
-    python benchmarks/fair_fight.py cifar100_2000       # CIFAR-100, ResNet-56 → ResNet-8, 2,000 images
+    python benchmarks/fair_fight.py cifar100_5000       # CIFAR-100, ResNet-56 → ResNet-8, 5,000 images: five hours
     python benchmarks/evidence.py                       # the tables
 
 Each run is one row of ``benchmarks/results/fair_fight_<rung>.csv``. What is there is not run again: stop it at any
@@ -222,8 +222,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--parts", nargs="*", choices=["trial", "epochs", "compute"], default=["epochs", "compute"])
     given = parser.parse_args()
-    starts = {} if given.rung == "digits" else optima("digits")
-    fight = Fight(given.rung, starts)
+    like = RUNGS[given.rung].starts_like
+    fight = Fight(given.rung, {} if like is None else optima(like))
     for method in given.methods:
         fight.search(method)
     for part, seeds in (("epochs", fight.rung.finals), ("compute", fight.rung.compute_finals)):

@@ -69,6 +69,7 @@ class Rung:
         compute_finals: those at equal compute.
         longest: at equal compute no method trains more than so many times the epochs.
         mixed: whether steps run in bfloat16 where autocast lets them, with channels last.
+        starts_like: the rung whose optima are where searches start; None: the field's settings.
     """
 
     task: Callable[[int], Task]
@@ -81,6 +82,7 @@ class Rung:
     compute_finals: tuple[int, ...]
     longest: int = 8
     mixed: bool = False
+    starts_like: str | None = None
 
 
 def digits(seed: int, images: int = 400) -> Task:
@@ -146,6 +148,18 @@ RUNGS = {
     "cifar100_2000": Rung(
         lambda seed: cifar100(seed, images=2000, batch=32, held_out=0.04),
         epochs=10,
+        batch=32,
+        rates=(0.02, 0.4),
+        trials=4,
+        selection=(100,),
+        finals=(0, 1, 2),
+        compute_finals=(0, 1, 2),
+        mixed=True,
+        starts_like="digits",
+    ),
+    "cifar100_5000": Rung(
+        lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04),
+        epochs=12,
         batch=32,
         rates=(0.02, 0.4),
         trials=4,
