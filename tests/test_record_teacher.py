@@ -14,7 +14,8 @@ from blockkd.data import EpochSampler
 from blockkd.data.augmentation import PadCropFlip
 from blockkd.data.images import Parts
 from blockkd.data.pixels import PixelImages, RawImages
-from blockkd.recording import FILLED, RecordedTeacher
+from blockkd.logit_table import FILLED
+from blockkd.recording import RecordedTeacher
 from blockkd.runs import read_csv
 from tests.test_cli import SMALL, FewDigits, interrupt, same_weights
 
@@ -155,7 +156,7 @@ def test_a_method_that_needs_features_runs_its_teacher_and_says_so(
 
 def test_a_record_needs_batches_that_say_what_they_hold(tmp_path: Path) -> None:
     from blockkd import KD, CrossEntropy, DistillationModule
-    from blockkd.recording import LogitTable
+    from blockkd.logit_table import LogitTable
 
     network = torch.nn.Linear(2, 3)
     record = RecordedTeacher(LogitTable(tmp_path, {}, (4, 2, 3)))

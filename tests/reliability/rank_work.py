@@ -18,8 +18,9 @@ from blockkd import BlockKD, baselines
 from blockkd.baselines.multilevel import MultiLevel
 from blockkd.costs import step_flops
 from blockkd.data.augmentation import PadCropFlip
-from blockkd.data.images import EpochSampler, ImageData, LabelledImages, Parts, finite_views
+from blockkd.data.images import ImageData, LabelledImages, Parts, finite_views
 from blockkd.data.pixels import PixelImages, RawImages
+from blockkd.data.sampling import EpochSampler
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
 from blockkd.features import Feature

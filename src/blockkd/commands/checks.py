@@ -24,7 +24,8 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.together import check_strategy
-from blockkd.data.images import EpochSampler, ImageData, finite_views
+from blockkd.data.images import ImageData, finite_views
+from blockkd.data.sampling import EpochSampler
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME
