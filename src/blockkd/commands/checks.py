@@ -231,11 +231,6 @@ def _check_recording(recipe: DistillRecipe) -> None:
             f"record_top is {recipe.record_top}, but there are {recipe.data.num_classes} classes: expected fewer, or "
             "null for all"
         )
-    if recipe.trainer.precision.endswith("16-true"):
-        raise InvalidInputError(
-            f"cannot record the teacher with precision {recipe.trainer.precision}: what is recorded is for all, so the "
-            "teacher must compute in float32; take a mixed precision, or set record_teacher to false"
-        )
 
 
 def _check_batch_norm(network: nn.Module, data: ImageData, role: str) -> None:
