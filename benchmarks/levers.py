@@ -1,6 +1,7 @@
 """What Block-KD gains or loses by changing one thing, predicted before and measured after.
 
     python benchmarks/levers.py digits                  # → benchmarks/results/levers_digits.csv
+    python benchmarks/levers.py cifar100_5000 --seeds 3 --levers light "light, standardized logits"
     python benchmarks/levers.py digits --norms          # → benchmarks/results/gradient_norms_digits.csv
     python benchmarks/evidence.py                       # the tables
 
@@ -99,6 +100,13 @@ LEVERS = {
     "both ways": Lever(form(variants.BothWays), "same"),
     "light": Lever(form(stones="last"), "same"),
     "light, started by least squares": Lever(form(stones="last"), "same", "least_squares", like="light"),
+    # written when the search on cifar100_5000 had shown KD on standardized logits far above plain KD
+    "light, standardized logits": Lever(
+        distance(10.0, distance=KL(2.0, standardized=True), stones="last"), "better", like="light"
+    ),
+    "light, DKD": Lever(distance(1.0, distance=DKD(1.0, 2.0), stones="last"), "better", like="light"),
+    "light, L2 on features": Lever(form(variants.FeaturesAlike, stones="last"), "better", like="light"),
+    "light, 3×3 connectors": Lever(form(stones="last", make_connector=variants.three_by_three), "same", like="light"),
 }
 
 
