@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from blockkd.commands.beside import published_beside
+from blockkd.commands.checks import Checked
 from blockkd.commands.composing import is_plain
 from blockkd.commands.entries import (
     Entry,
@@ -27,11 +28,13 @@ from blockkd.commands.entries import (
     stored_entries,
 )
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import cpu_threads, make_trainer, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, make_trainer, quiet
+from blockkd.commands.forecast import Forecast
 from blockkd.commands.invocation import add_folder_options
 from blockkd.commands.jobs import Workplace, run_student, run_teacher
 from blockkd.commands.parsing import recipe_parser
-from blockkd.commands.preflight import preflight
+from blockkd.commands.preflight import epoch_seconds, preflight
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, follows, is_first, together
@@ -175,7 +178,8 @@ def _train(request: Request, command: str) -> None:
     helpers = [_helper(request) for _ in range(request.processes - 1)]
     try:
         with together(options), progress_lines(console()) as progress:
-            diverged = _work(request, checked.teacher, Workplace(folder, progress, request.deadline, request.strict))
+            place = Workplace(folder, progress, request.deadline, request.strict, _forecast(request, checked))
+            diverged = _work(request, checked.teacher, place)
         codes = [helper.wait() for helper in helpers]
     except (KeyboardInterrupt, OSError) as stop:
         stop.add_note(f"go on with: blockkd compare --resume {folder.path}")
@@ -187,6 +191,12 @@ def _train(request: Request, command: str) -> None:
         raise DivergedError(f"the loss of {len(diverged)} students is not finite: {'; '.join(diverged)}")
     if any(codes):
         raise DivergedError(f"a process that trained beside this one ended with exit code {max(codes)}; see above")
+
+
+def _forecast(request: Request, checked: Checked) -> Forecast:
+    epochs = {Job(TEACHER_NAME, int(request.shared.seed)): request.shared.teacher.epochs_to_train}
+    epochs |= {job: int(entry.recipe.epochs) for job, entry in request.jobs}
+    return Forecast(epochs, epoch_seconds(checked.trials, request.shared.data), request.processes)
 
 
 def _prepare(request: Request, command: str) -> None:

@@ -9,11 +9,13 @@ from jsonargparse import ArgumentParser, Namespace
 from blockkd.block_kd import BlockKD
 from blockkd.commands.checks import check_distilling, method_class
 from blockkd.commands.errors import InvalidInputError
-from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, quiet
+from blockkd.commands.forecast import Forecast
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, student_jobs
 from blockkd.commands.parsing import recipe_parser
-from blockkd.commands.preflight import preflight
+from blockkd.commands.preflight import epoch_seconds, preflight
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
@@ -72,15 +74,18 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
         preflight(recipe, checked.trials, known, invocation.folder.path, invocation.strict)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
+    own = Job(TEACHER_NAME, int(recipe.seed))
+    epochs = {own: recipe.teacher.epochs_to_train} | dict.fromkeys(students, int(recipe.epochs))
+    forecast = Forecast(epochs, epoch_seconds(checked.trials, recipe.data))
     with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
-        place = Workplace(folder, progress, Deadline(), invocation.strict)
+        place = Workplace(folder, progress, Deadline(), invocation.strict, forecast)
         teacher = run_teacher(recipe, checked.teacher, place)
         assert teacher is not None, "there is no deadline"
         for job in students:
             run_student(job, methods[job.method], recipe, teacher, place)
     if is_first() and folder.result(students[0]):
         publish(students[0], folder)
-    return [Job(TEACHER_NAME, int(recipe.seed)), *students]
+    return [own, *students]
 
 
 def report(folder: RunFolder, jobs: Sequence[Job], data: ImageData) -> None:

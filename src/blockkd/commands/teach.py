@@ -6,10 +6,11 @@ from jsonargparse import ArgumentParser
 
 from blockkd.commands.checks import check_teaching
 from blockkd.commands.distill import report
-from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, quiet
 from blockkd.commands.invocation import add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, run_teacher
 from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import TeachRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
