@@ -150,7 +150,7 @@ def test_targets_compare_round_by_round() -> None:
 
 
 def run_bench(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    assert bench.run([*SMALL, *options]) == 0
+    assert main(["bench", *SMALL, *options]) == 0
     return capsys.readouterr().out
 
 

@@ -13,6 +13,8 @@ from blockkd.commands.fitting import cpu_threads, quiet
 from blockkd.commands.forecast import Forecast
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, student_jobs
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import Steps, after_distilling, say_next
 from blockkd.commands.parsing import recipe_parser
 from blockkd.commands.preflight import epoch_seconds, preflight
 from blockkd.commands.progress import progress_lines
@@ -21,7 +23,7 @@ from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
 from blockkd.data.images import ImageData
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
-from blockkd.runs import FIGURE, Job, RunFolder
+from blockkd.runs import FIGURE, Job, Row, RunFolder
 
 DEFAULT_RECIPE = "digits/block_kd"
 DESCRIPTION = (
@@ -30,8 +32,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document | None:
+    """Run the command; returns what ``--json`` prints, or None in a process that only trains along."""
     started = time.perf_counter()
     invocation = read_invocation(distill_parser(), argv, DEFAULT_RECIPE, strict=True)
     recipe = invocation.recipe(DistillRecipe)
@@ -39,12 +41,13 @@ def run(argv: Sequence[str]) -> int:
     with quiet(), cpu_threads(recipe.threads):
         jobs = train(recipe, methods, invocation)
     if not is_first():
-        return 0
+        return None
     report(invocation.folder, jobs, recipe.data)
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
-    print(f"Next: blockkd evaluate {path}")
-    return 0
+    steps = after_distilling(path, recipe.data)
+    say_next(steps)
+    return run_document(invocation.folder, jobs, steps)
 
 
 def distill_parser() -> ArgumentParser:
@@ -88,9 +91,19 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
     return [own, *students]
 
 
+def run_document(folder: RunFolder, jobs: Sequence[Job], steps: Steps) -> Document:
+    """What ``--json`` prints of a run: its folder, the rows of its results, and the commands that come next."""
+    return {"run": folder.path, "results": results_of(folder, jobs), "next": list(steps)}
+
+
 def report(folder: RunFolder, jobs: Sequence[Job], data: ImageData) -> None:
     """Write the run's tables and figure, and print the table."""
     folder.gather(jobs)
-    results = [result for job in jobs if (result := folder.result(job))]
+    results = results_of(folder, jobs)
     figure(folder.metrics(jobs), results, folder.path / FIGURE)
     print_table(results_table(results, len(data.parts.test), data.sample))
+
+
+def results_of(folder: RunFolder, jobs: Sequence[Job]) -> list[Row]:
+    """The rows of the jobs that are finished."""
+    return [result for job in jobs if (result := folder.result(job))]

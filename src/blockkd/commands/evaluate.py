@@ -16,6 +16,8 @@ from blockkd.commands.composing import compose, read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import cpu_threads, measured, module_for, quiet
 from blockkd.commands.invocation import Invocation
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import Steps, after_distilling, after_teaching, command, say_next
 from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, TeachRecipe, method_name
 from blockkd.commands.students import network_name, student_of_file
@@ -42,8 +44,8 @@ class Subject:
     network: nn.Module
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     path = _path(argv)
     if path.is_file():
         with user_input():
@@ -54,8 +56,19 @@ def run(argv: Sequence[str]) -> int:
         subjects = _in_file(path, recipe, config, argv) if path.is_file() else _in_run(path, recipe, config)
         rows = [_evaluate(subject, recipe, part) for subject in subjects]
     data = recipe.data
-    print_table(evaluation_table(rows, part, len(getattr(data.parts, part)), data.sample, data.metrics))
-    return 0
+    examples = len(getattr(data.parts, part))
+    print_table(evaluation_table(rows, part, examples, data.sample, data.metrics))
+    steps = _next(path, recipe)
+    say_next(steps)
+    return {"weights": path, "part": part, "examples": examples, "networks": rows, "next": list(steps)}
+
+
+def _next(path: Path, recipe: TeachRecipe) -> Steps:
+    if path.is_file():
+        return {} if isinstance(recipe, DistillRecipe) else {command("recipes"): "recipes that make a student of it"}
+    if not isinstance(recipe, DistillRecipe):
+        return after_teaching(path)
+    return after_distilling(path, recipe.data) if recipe.data.sample == "image" else {}
 
 
 def _path(argv: Sequence[str]) -> Path:

@@ -26,6 +26,7 @@ from blockkd.commands.composing import PRETRAINED, TEXT_DATA, compose, networks_
 from blockkd.commands.errors import InvalidInputError, nearest
 from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.limits import check_numbers, check_values
+from blockkd.commands.machine import add_json_option
 from blockkd.data.images import ImageData
 from blockkd.distiller import Distiller
 from blockkd.models.create import LIBRARIES
@@ -84,6 +85,7 @@ def recipe_parser(
     parser.add_argument(
         "--config", action=RecipeAction, metavar="NAME_OR_PATH", help="recipe, by its name or its path (.yaml)"
     )
+    add_json_option(parser)
     parser.add_class_arguments(recipe, sub_configs=False)
     return parser
 
