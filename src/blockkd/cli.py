@@ -4,6 +4,8 @@ Nothing heavy is imported before the command is known.
 """
 
 import difflib
+import os
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ COMMANDS = {
     "export": "write a run's bare student as safetensors, ONNX, torch.export, or for a hub, with a model card",
     "completion": "print a script that completes these commands by the tab key",
 }
-BAD_INPUT, CANNOT_WRITE, INTERRUPTED, TERMINATED = 2, 74, 130, 143
+BAD_INPUT, CANNOT_WRITE, INTERRUPTED, READER_GONE, TERMINATED = 2, 74, 130, 141, 143
 CODES = (
     "0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full, "
     "130 interrupted, 143 terminated"
@@ -108,6 +110,8 @@ def _run(command: str, arguments: list[str]) -> Outcome:
             _noted("terminated" if terminated else "interrupted", stop), TERMINATED if terminated else INTERRUPTED
         )
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return Outcome(READER_GONE, None)
         if error.errno not in FULL:
             raise
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
@@ -115,6 +119,16 @@ def _run(command: str, arguments: list[str]) -> Outcome:
     except SystemExit as stop:  # --help prints and exits
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         return Outcome(code, _failure(f"ended with exit code {code}", code) if code else None)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as behind ``| head``; what is still to be written is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _refusing(command: str, arguments: list[str]) -> Outcome:
@@ -125,6 +139,7 @@ def _refusing(command: str, arguments: list[str]) -> Outcome:
     try:
         with Interruption():
             document: Document | None = import_module(f"blockkd.commands.{command}").run(arguments)
+            sys.stdout.flush()
     except InvalidInputError as error:
         return _say(str(error), BAD_INPUT)
     except (ArithmeticError, ValueError) as error:

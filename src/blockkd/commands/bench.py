@@ -75,14 +75,15 @@ def run(argv: Sequence[str]) -> Document:
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
-    parser = _parser()
+    parser = bench_parser()
     try:
         return parser.parse_args(list(argv))  # not as for recipes: networks are plain names here
     except ArgumentError as error:
         raise InvalidInputError(explain(parser, str(error))) from error
 
 
-def _parser() -> ArgumentParser:
+def bench_parser() -> ArgumentParser:
+    """The options of ``bench``."""
     parser = ArgumentParser(
         prog="blockkd bench",
         description=DESCRIPTION,

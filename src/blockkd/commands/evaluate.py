@@ -74,7 +74,7 @@ def _next(path: Path, recipe: TeachRecipe) -> Steps:
 def _path(argv: Sequence[str]) -> Path:
     """The run folder or the weights file: the one argument that is neither an option nor the value of one."""
     if {"-h", "--help"} & set(argv):
-        parse(_parser(TeachRecipe), ["--help"])
+        parse(evaluate_parser(TeachRecipe), ["--help"])
     is_value = False
     for argument in argv:
         if not argument.startswith("--"):
@@ -92,7 +92,8 @@ def _existing(path: Path) -> Path:
     raise InvalidInputError(f"{path} holds no run and is no file; give a run folder, or a file with weights")
 
 
-def _parser(recipe: type[TeachRecipe]) -> ArgumentParser:
+def evaluate_parser(recipe: type[TeachRecipe] = DistillRecipe) -> ArgumentParser:
+    """The options of ``evaluate``, under a recipe of this kind."""
     parser = recipe_parser("evaluate", recipe, DESCRIPTION)
     parser.usage = "blockkd evaluate RUN_OR_FILE [--part val] [--config NAME_OR_PATH] [options]"
     parser.add_argument("path", type=str, metavar="RUN_OR_FILE", help="folder of a run, or a file with weights")
@@ -122,7 +123,7 @@ def _recipe_of_run(folder: Path, argv: Sequence[str]) -> tuple[Namespace, TeachR
 
 def _read(argv: Sequence[str], has_student: bool) -> tuple[Namespace, TeachRecipe]:
     kind = DistillRecipe if has_student else TeachRecipe
-    parser = _parser(kind)
+    parser = evaluate_parser(kind)
     config: Namespace = parse(parser, argv)
     return config, Invocation(parser, config, RunFolder(".")).recipe(kind)
 

@@ -90,8 +90,8 @@ def run(argv: Sequence[str]) -> Document:
     return {"export": output, "files": files, "int8": exported.int8, "benchmark": timed}
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and those of the recipe."""
+def export_parser() -> argparse.ArgumentParser:
+    """The command's own options, without those of the recipe."""
     parser = argparse.ArgumentParser(
         prog="blockkd export",
         description=DESCRIPTION,
@@ -109,6 +109,12 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--int8", action="store_true", help="add a quantised ONNX file, and measure its accuracy on the test images")
     add_json_option(parser)
     add("--benchmark", action="store_true", help="time teacher, student and files on this machine's CPU")
+    return parser
+
+
+def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and those of the recipe."""
+    parser = export_parser()
     if not argv or (argv[0].startswith("-") and not {"-h", "--help"} & set(argv)):
         raise InvalidInputError("what is to be exported? Give a run's folder first, as in: blockkd export runs/digits")
     try:

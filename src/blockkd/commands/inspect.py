@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> Document:
     Raises:
         InvalidInputError: the recipe cannot be used; or, when all else has been shown, the weights do not fit.
     """
-    parser = _parser()
+    parser = inspect_parser()
     chosen = any(argument == "--config" or argument.startswith("--config=") for argument in argv)
     config = parse(parser, argv if chosen else [f"--config={DEFAULT_RECIPE}", *argv])
     recipe = Invocation(parser, config, RunFolder(".")).recipe(DistillRecipe)
@@ -220,7 +220,8 @@ def weights_table(path: Path, match: WeightsMatch) -> Table:
     return table
 
 
-def _parser() -> ArgumentParser:
+def inspect_parser() -> ArgumentParser:
+    """The options of ``inspect``."""
     return recipe_parser("inspect", DistillRecipe, DESCRIPTION)
 
 

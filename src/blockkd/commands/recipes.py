@@ -1,6 +1,7 @@
 """``blockkd recipes [NAME]``: which recipes there are, or one of them as YAML."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -21,6 +22,7 @@ from blockkd.commands.machine import Document, add_json_option
 from blockkd.commands.next_steps import command, say_next
 from blockkd.commands.parsing import explain
 
+LONGEST = 100  # characters of what is said about a recipe in a list
 DESCRIPTION = (
     "List the recipes in the package, or those whose name begins so; with the whole name of one, or with the path of a "
     "file, print it as YAML with all that it rests on, as --config takes it: blockkd recipes NAME > mine.yaml"
@@ -80,15 +82,16 @@ def _show(name: str, listed: Sequence[str]) -> None:
         for families in _alike({pair.partition("/")[0] for pair in found}):
             methods = methods_of(families[0])
             _section(f"methods on {', '.join(families)}", {one: first_sentence(part) for one, part in methods.items()})
-    say_next(
-        {command("recipes", listed[-1]): "one of them as YAML", command("distill", "--config", listed[-1]): "its run"}
-    )
+    one = next((one for one in listed if one.endswith("/block_kd")), listed[0])
+    trains = "teach" if one.endswith("/teacher") else "distill"
+    say_next({command("recipes", one): "one of them as YAML", command(trains, "--config", one): "a run of it"})
 
 
 def _section(title: str, lines: Mapping[str, str]) -> None:
     if lines:
         width = max(map(len, lines))
-        print("\n".join([f"{title}:", *(f"  {name:<{width}}  {about}".rstrip() for name, about in lines.items()), ""]))
+        said = {name: shorten(about, LONGEST, placeholder=" ...") for name, about in lines.items()}
+        print("\n".join([f"{title}:", *(f"  {name:<{width}}  {about}".rstrip() for name, about in said.items()), ""]))
 
 
 def _alike(families: Iterable[str]) -> list[list[str]]:

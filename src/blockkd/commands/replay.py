@@ -69,7 +69,8 @@ def _next(root: Path, job: Job) -> Steps:
     return {line: "a lower learning rate is the usual mend"}
 
 
-def _parse(argv: Sequence[str]) -> Path:
+def replay_parser() -> ArgumentParser:
+    """The options of ``replay``."""
     parser = ArgumentParser(
         prog="blockkd replay",
         description=DESCRIPTION,
@@ -79,6 +80,11 @@ def _parse(argv: Sequence[str]) -> Path:
     )
     add_json_option(parser)
     parser.add_argument("path", type=Path, metavar="RUN_OR_FILE", help=f"folder of a run, or a {DIVERGED} in it")
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> Path:
+    parser = replay_parser()
     try:
         return Path(parser.parse_args(list(argv))["path"])
     except ArgumentError as error:

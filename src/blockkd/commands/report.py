@@ -61,7 +61,8 @@ def unique_names(sections: Sequence[Section]) -> list[Section]:
     return [replace(section, pictures=[named(picture) for picture in section.pictures]) for section in sections]
 
 
-def _parse(argv: Sequence[str]) -> dict[str, Any]:
+def report_parser() -> ArgumentParser:
+    """The options of ``report``."""
     parser = ArgumentParser(
         prog="blockkd report",
         description=DESCRIPTION,
@@ -75,6 +76,11 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--output", metavar="DIR", type=str, help=f"folder of the report (default: RUN/{FOLDER})")
     parser.add_argument("--images", type=int, default=IMAGES, help="at most so many test images, spread evenly")
     add_json_option(parser)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
+    parser = report_parser()
     try:
         return parser.parse_args(list(argv)).as_dict()
     except ArgumentError as error:
