@@ -61,6 +61,7 @@ def test_commands(script: Path) -> None:
         (["distill", "--method.stones"], ["--method.stones"]),
         (["distill", "--method.stones", ""], ["all", "last"]),
         (["distill", "--student.hid"], ["--student.hidden_size"]),
+        (["distill", "--teacher.name", "resnet11"], ["resnet110"]),
         (["distill", "--watch_stones", "t"], ["true"]),
         (["distill", "--trainer.precision", "bf16"], ["bf16-mixed", "bf16-true"]),
         (["distill", "--method", "Review"], ["ReviewKD"]),

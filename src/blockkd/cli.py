@@ -34,7 +34,7 @@ COMMANDS = {
 BAD_INPUT, CANNOT_WRITE, INTERRUPTED, READER_GONE, TERMINATED = 2, 74, 130, 141, 143
 CODES = (
     "0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full, "
-    "130 interrupted, 143 terminated"
+    "130 interrupted, 141 nobody reads the output, 143 terminated"
 )
 
 HELP = """usage: blockkd COMMAND [options]
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 2 input that cannot be used or a loss that became NaN or infinite, 74 the disk is full,
-        130 interrupted (SIGINT), 143 terminated (SIGTERM).
+        130 interrupted (SIGINT), 141 nobody reads the output any more (SIGPIPE), 143 terminated (SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -10,7 +10,7 @@ import shtab
 from torch import nn
 
 from blockkd.cli import COMMANDS
-from blockkd.commands.composing import recipe_names
+from blockkd.commands.composing import SHORT_OPTIONS, recipe_names
 from blockkd.commands.parsing import KINDS
 from blockkd.commands.settings import class_names, settings_of, subclasses
 from blockkd.data.images import ImageData
@@ -62,6 +62,8 @@ def _mirror(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
         if name in SETTINGS and hint is not None:
             for setting, words in settings_below(SETTINGS[name]).items():
                 _add(parser, [f"{name}.{setting}"], name, "", words)
+        for short in SHORT_OPTIONS if name == "--teacher.network" else ():
+            _add(parser, [short], name, "", list(_words([short], str)))
 
 
 def _add(
