@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from blockkd import KD, BlockKD, CrossEntropy, Distiller
 from blockkd.baselines import FCFD, DecoupledKD, ReviewKD, SimKD
 from blockkd.costs import parameters
-from blockkd.objectives import DKD, KL
+from blockkd.distances import DKD, KL
 from blockkd.randomness import derived_seed
 
 STARTUP = 4  # trials before the sampler uses what it knows

@@ -21,9 +21,10 @@ from blockkd.baselines import FCFD
 from blockkd.costs import step_flops
 from blockkd.data import Digits, HubImages
 from blockkd.data.augmentation import PadCropFlip
-from blockkd.data.images import EpochSampler, LabelledImages, Parts
+from blockkd.data.images import LabelledImages, Parts
 from blockkd.data.pixels import PixelImages
 from blockkd.data.resident import ResidentLoader
+from blockkd.data.sampling import EpochSampler
 from blockkd.models import ResNet, create_model
 from blockkd.recording import record_teacher
 

@@ -1,6 +1,7 @@
 """Forms of Block-KD in which one thing is changed: what lost, or is not settled, lives here and not in the package."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from blockkd import BlockKD, connector
 from blockkd.baselines.fcfd import own_batch_statistics
 from blockkd.baselines.features import hint_loss
 from blockkd.connectors import MapConnector
+from blockkd.distances import KL
 from blockkd.distiller import Losses
 from blockkd.features import Feature
 from blockkd.objectives import task_loss
@@ -120,6 +122,24 @@ class FeaturesAlike(BlockKD):
     def _connected(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         self._kept = super()._connected(features)
         return self._kept
+
+
+class SofterEarly(BlockKD):
+    """A temperature for each stone: the farther a stone is from the last, the softer what it is told."""
+
+    def forward(self, inputs: Tensor, targets: Tensor, *, recorded: Tensor | None = None, **named: Any) -> Losses:
+        losses = super().forward(inputs, targets, recorded=recorded, **named)
+        target, n = self.teacher_logits(inputs, recorded, **named), len(self.student_blocks)
+        assert isinstance(self.distance, KL)
+        terms = dict(losses.terms)
+        for i, logits in self._said.items():
+            softer = replace(self.distance, temperature=(n - i + 1) * self.distance.temperature)
+            terms[f"distill/stone_{i}"] = self.beta * self.stone_weights[i] * softer(logits, target, targets)
+        return Losses.of(terms, losses.logits)
+
+    def _stone_logits(self, *given: Any, **named: Any) -> dict[int, Tensor]:
+        self._said = super()._stone_logits(*given, **named)
+        return self._said
 
 
 class BothWays(BlockKD):

@@ -26,7 +26,7 @@ from torch import Tensor
 from blockkd import BlockKD, partition
 from blockkd.baselines.preactivation import cut_before_relu
 from blockkd.connector_start import Start, start_connectors
-from blockkd.objectives import DIST, DKD, KL
+from blockkd.distances import DIST, DKD, KL
 
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate of the fair fight
 FIRST = 4  # batches by which connectors are started and gradients measured
@@ -93,6 +93,7 @@ LEVERS = {
     "own statistics in the teacher": Lever(form(variants.OwnStatistics), "same"),
     "least squares, statistics settled": Lever(form(variants.SettledConnectors), "same", "least_squares"),
     "3×3 connectors": Lever(form(make_connector=variants.three_by_three), "same"),
+    "softer for early stones": Lever(form(variants.SofterEarly), "same"),
     "before the ReLU": Lever(before_relu, "same"),
     "L2 on features": Lever(form(variants.FeaturesAlike), "same"),
     "both ways": Lever(form(variants.BothWays), "same"),

@@ -19,8 +19,9 @@ import blockkd
 from blockkd.distiller import Distiller
 from blockkd.environment import environment
 from blockkd.folding import fold_batch_norm
+from blockkd.logit_table import LogitTable
 from blockkd.models import Named
-from blockkd.recording import LogitTable, RecordedTeacher
+from blockkd.recording import RecordedTeacher
 
 VIEWS, IMAGES, CLASSES = 162, 2000, 100
 

@@ -24,7 +24,7 @@ import transformers
 from lightning import Trainer, seed_everything
 
 from blockkd import KD, BlockKD, CrossEntropy, Distiller
-from blockkd.objectives import KL
+from blockkd.distances import KL
 from blockkd.text.glue import Glue
 from blockkd.text.hidden_states import PKD
 from blockkd.text.students import student_of

@@ -14,6 +14,7 @@ CHECKED = (
     "baselines",
     "block_kd",
     "connectors",
+    "distances",
     "distiller",
     "examples",
     "features",

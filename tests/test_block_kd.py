@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blockkd.baselines.logits import KD, CrossEntropy
 from blockkd.block_kd import BlockKD
 from blockkd.blocks import Blocks, PartitionError
-from blockkd.objectives import KL, SquaredError
+from blockkd.distances import KL, SquaredError
 from tests import networks
 from tests.networks import IMAGE
 from tests.oracles import block_kd as oracle

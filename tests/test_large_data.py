@@ -16,8 +16,9 @@ from torch._utils import ExceptionWrapper
 from blockkd.data import HubImages, ImageFileError, memory
 from blockkd.data.augmentation import CountedCrops
 from blockkd.data.corrupt import CorruptImageError
-from blockkd.data.images import EpochSampler, Loader
+from blockkd.data.images import Loader
 from blockkd.data.pixels import EncodedImages
+from blockkd.data.sampling import EpochSampler
 from tests.image_files import PLAIN, image_folder, own_cache, picture, pixels_of, png, tables
 
 __all__ = ["own_cache"]  # a fixture, used by being here

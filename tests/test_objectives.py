@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from blockkd import objectives
-from blockkd.objectives import DIST, DKD, KL, LogitDistance, SquaredError, standardize
+from blockkd import distances, objectives
+from blockkd.distances import DIST, DKD, KL, LogitDistance, SquaredError
+from blockkd.objectives import standardize
 from tests.oracles import objectives as oracle
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -348,8 +349,15 @@ def test_never_waits_for_the_device(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
-    """The module once more, without the shape checks that the tests wrap around it."""
-    spec = importlib.util.spec_from_file_location("objectives_unchecked", objectives.__file__)
+    """The distances once more, without the shape checks that the tests wrap around them and the objectives."""
+    module, functions = _loaded_again(distances), _loaded_again(objectives)
+    for name in ("kl_divergence", "decoupled_kd", "dist", "squared_error", "standardize"):
+        setattr(module, name, getattr(functions, name))
+    return module
+
+
+def _loaded_again(known: ModuleType) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{known.__name__}_unchecked", str(known.__file__))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -412,10 +420,10 @@ def test_a_label_smoothing_out_of_range_is_refused(smoothing: float) -> None:
 @pytest.mark.parametrize(
     ("class_path", "init_args", "expected"),
     [
-        ("blockkd.objectives.KL", {"temperature": 2}, KL(2.0)),
-        ("blockkd.objectives.DKD", {"beta": 2, "standardized": True}, DKD(beta=2.0, standardized=True)),
-        ("blockkd.objectives.DIST", {"temperature": 1, "gamma": 3}, DIST(gamma=3.0, temperature=1.0)),
-        ("blockkd.objectives.SquaredError", {}, SquaredError()),
+        ("blockkd.distances.KL", {"temperature": 2}, KL(2.0)),
+        ("blockkd.distances.DKD", {"beta": 2, "standardized": True}, DKD(beta=2.0, standardized=True)),
+        ("blockkd.distances.DIST", {"temperature": 1, "gamma": 3}, DIST(gamma=3.0, temperature=1.0)),
+        ("blockkd.distances.SquaredError", {}, SquaredError()),
     ],
 )
 def test_configurable_by_class_path(class_path: str, init_args: dict[str, object], expected: LogitDistance) -> None:

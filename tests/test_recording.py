@@ -18,24 +18,10 @@ from blockkd.data import EpochSampler
 from blockkd.data.augmentation import CountedCrops, PadCropFlip, RandomResizedCrop
 from blockkd.data.images import FiniteViews, LabelledImages, NumberedImages, finite_views
 from blockkd.data.pixels import PixelImages
+from blockkd.logit_table import CLASSES as CLASSES_FILE
+from blockkd.logit_table import FILLED, IDENTITY, LOGITS, LogitTable, RecordError, pack, table_bytes, unpack
 from blockkd.models import ResNet
-from blockkd.recording import (
-    CLASSES as CLASSES_FILE,
-)
-from blockkd.recording import (
-    FILLED,
-    IDENTITY,
-    LOGITS,
-    LogitTable,
-    RecordedTeacher,
-    RecordError,
-    fill,
-    pack,
-    record_teacher,
-    table_bytes,
-    teacher_identity,
-    unpack,
-)
+from blockkd.recording import RecordedTeacher, fill, record_teacher, teacher_identity
 
 ROUNDING = 2**-11  # of float16: half of its last digit, as a share of the number
 CLASSES = 5
@@ -471,3 +457,12 @@ def test_counted_crops_repeat_for_all_seeds_and_can_be_recorded(tmp_path: Path) 
     assert record.table.shape == (12, 3, CLASSES)
     with pytest.raises(RecordError, match="augmentation: recorded 3 random resized crops to 8×8, flip, now 4 random"):
         record_teacher(tmp_path, teacher(), CountedCrops(pictures(), EpochSampler(12, 0), (8, 8), 4), CLASSES)
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b"3", b'{"teacher": {}}', b"\xff\xfe", b"[" * 100_000])
+def test_a_folder_that_does_not_say_what_it_holds_is_refused(tmp_path: Path, said: bytes) -> None:
+    record_teacher(tmp_path, teacher(), augmented(), CLASSES)
+    (tmp_path / IDENTITY).write_bytes(said)
+    with pytest.raises(RecordError, match=r"identity\.json does not say what is recorded: delete the folder"):
+        record_teacher(tmp_path, teacher(), augmented(), CLASSES)
+    assert (tmp_path / IDENTITY).read_bytes() == said

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 import blockkd
 from blockkd.data import Digits, EpochSampler, HubImages, LabelledImages
 from blockkd.data.augmentation import PADDING, PadCropFlip, RandomResizedCrop, crop_flip, pad
-from blockkd.data.images import ShareSampler
 from blockkd.data.pixels import PixelImages
 from blockkd.data.resident import ResidentLoader, resident
+from blockkd.data.sampling import ShareSampler
 from blockkd.divergence import FiniteWatch
 from blockkd.training import DistillationModule
 from tests.image_files import PLAIN, datasets, own_cache, tables

@@ -15,9 +15,10 @@ from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.calling import Inputs
 from blockkd.connectors import connector
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Losses, check_logits
 from blockkd.features import Feature
-from blockkd.objectives import KL, LogitDistance, task_loss
+from blockkd.objectives import task_loss
 from blockkd.schedules import EpochWeight
 from blockkd.stones import Stones, chosen_stones, stone_logits
 

@@ -1,12 +1,4 @@
-"""The objectives: pure functions from tensors to a scalar, and the logit distances ``d_L`` built from them.
-
-A function does the arithmetic and names its equation and source. A class of the same content only holds the
-parameters, so that a recipe can name it, and, where several processes train together, brings the rows of all of them
-to what compares samples with each other::
-
-    distance:
-      class_path: blockkd.objectives.KL
-      init_args: {temperature: 4}
+"""The objectives: pure functions from tensors to a scalar, each with its equation and source.
 
 In every pair of logits the *learner* is what is trained and the *target* what it should become. The functions
 let gradient flow into both; whoever calls them detaches the target, where it is one.
@@ -16,15 +8,11 @@ float32; float64 stays float64. Nothing here waits for the device.
 """
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torch.nn import functional as F
-
-from blockkd.ranks import gathered
 
 CONSTANT_ROW = 1e-7  # standard deviation up to which a row of logits counts as constant
 CONSTANT_NORM = 1e-16  # product of two norms up to which one of the two counts as constant
@@ -267,156 +255,12 @@ def squared_error(learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -
     return F.mse_loss(_widen(learner), _widen(target))
 
 
-class LogitDistance(ABC):
-    """A logit distance ``d_L``: how far the learner's logits are from the target's.
-
-    Gradient flows into both arguments. The caller detaches the target, unless it is meant to learn as well. One that
-    compares samples with each other takes ``blockkd.ranks.gathered`` rows, so that processes training together compare
-    all of theirs.
-    """
-
-    @abstractmethod
-    def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target, labels ``(B,)`` → a scalar, the mean over the batch.
-
-        Labels that are floating-point numbers tell that it is a regression, of K = 1 output.
-        """
-
-
-@dataclass(frozen=True)
-class KL(LogitDistance):
-    """Softened Kullback-Leibler divergence (Hinton et al., arXiv 1503.02531); see ``kl_divergence``.
-
-    The caller detaches the target. In a regression, where the outputs are no logits of classes, it is the squared
-    error: of normal distributions of equal width around two numbers, the divergence is that but for a factor.
-
-    Args:
-        temperature: τ > 0; 4 is the field's choice for CIFAR-100, 1 for ImageNet, 2 for standardized logits.
-        standardized: whether both sides are standardized first (Sun et al., arXiv 2403.01427).
-
-    Raises:
-        ValueError: τ is not above zero.
-    """
-
-    temperature: float = 4.0
-    standardized: bool = False
-
-    def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
-
-    def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` tell a regression from classes."""
-        if labels.is_floating_point():
-            return squared_error(learner, target)
-        if self.standardized:
-            learner, target = standardize(learner), standardize(target)
-        return kl_divergence(learner, target, self.temperature)
-
-
-@dataclass(frozen=True)
-class DKD(LogitDistance):
-    """Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679); see ``decoupled_kd``.
-
-    The caller detaches the target. The defaults are the authors' for ResNet32x4 → ResNet8x4 on CIFAR-100.
-    Their β depends on the pair; they also let the loss grow linearly over the first epochs, which is a matter
-    of the schedule and not done here.
-
-    Args:
-        alpha: weight α of the labelled class against the rest.
-        beta: weight β of the classes that are not labelled, among themselves.
-        temperature: τ > 0.
-        standardized: whether both sides are standardized first (Sun et al., arXiv 2403.01427).
-
-    Raises:
-        ValueError: τ is not above zero.
-    """
-
-    alpha: float = 1.0
-    beta: float = 8.0
-    temperature: float = 4.0
-    standardized: bool = False
-
-    def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
-
-    def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target, labels ``(B,)`` → a scalar."""
-        _check_classes(self, labels)
-        if self.standardized:
-            learner, target = standardize(learner), standardize(target)
-        return decoupled_kd(learner, target, labels, self.alpha, self.beta, self.temperature)
-
-
-@dataclass(frozen=True)
-class DIST(LogitDistance):
-    """Correlations within samples and within classes (Huang et al., arXiv 2205.10536); see ``dist``.
-
-    The caller detaches the target. The authors take ``β = γ = 1``, τ = 4 on CIFAR-100 and τ = 1 on ImageNet,
-    and weigh the whole by 2 on CIFAR-100, beside a cross-entropy of weight 1.
-
-    Args:
-        beta: weight β of the correlation within each sample (inter-class).
-        gamma: weight γ of the correlation within each class, over the batch (intra-class).
-        temperature: τ > 0; the default is the authors' for CIFAR-100.
-        standardized: whether both sides are standardized first (Sun et al., arXiv 2403.01427).
-
-    Raises:
-        ValueError: τ is not above zero.
-    """
-
-    beta: float = 1.0
-    gamma: float = 1.0
-    temperature: float = 4.0
-    standardized: bool = False
-
-    def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
-
-    def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """Logits ``(B, K)`` of learner and target → a scalar; which class the labels ``(B,)`` name plays no part."""
-        _check_classes(self, labels)
-        if self.standardized:
-            learner, target = standardize(learner), standardize(target)
-        return dist(gathered(learner), gathered(target), self.beta, self.gamma, self.temperature)
-
-
-@dataclass(frozen=True)
-class SquaredError(LogitDistance):
-    """Mean squared error between the logits themselves; see ``squared_error``.
-
-    The caller detaches the target.
-    """
-
-    def __call__(
-        self, learner: Float[Tensor, "B K"], target: Float[Tensor, "B K"], labels: Real[Tensor, " B"]
-    ) -> Float[Tensor, ""]:
-        """Outputs ``(B, K)`` of learner and target → a scalar; the labels ``(B,)`` play no part."""
-        del labels
-        return squared_error(learner, target)
-
-
-def _check_classes(distance: LogitDistance, labels: Real[Tensor, " B"]) -> None:
-    if labels.is_floating_point():
-        raise ValueError(
-            f"{type(distance).__name__} compares probabilities of classes, but the labels are numbers: take KL or "
-            "SquaredError"
-        )
-
-
 def _widen(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _soften(logits: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, "B K"]:
-    _check_temperature(temperature)
+    check_temperature(temperature)
     return _widen(logits) / temperature
 
 
@@ -449,7 +293,8 @@ def _centre(values: Float[Tensor, "B K"], dim: int) -> Float[Tensor, "B K"]:
     return shifted - shifted.mean(dim=dim, keepdim=True)
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless τ is finite and above zero."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, expected a finite number above 0 (4 is usual for CIFAR-100)")
 

@@ -7,7 +7,7 @@ import torch
 
 from blockkd.baselines.ablation import StonesByLabels
 from blockkd.block_kd import BlockKD
-from blockkd.objectives import KL
+from blockkd.distances import KL
 from tests.oracles import block_kd as oracle
 from tests.test_block_kd import pair
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blockkd.baselines.alignment import USUAL_WEIGHTS, FeatureAlignment, Way
 from blockkd.baselines.logits import KD
 from blockkd.block_kd import BlockKD
-from blockkd.objectives import KL
+from blockkd.distances import KL
 from tests import networks
 from tests.baselines.laws import cifar_pair
 from tests.networks import IMAGE

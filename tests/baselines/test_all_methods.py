@@ -22,7 +22,7 @@ METHODS: dict[str, type[Distiller]] = {
 }
 NEEDED: dict[str, dict[str, Any]] = {"CRD": {"n_samples": 9, "negatives": 6}}
 CUTTING = {"teacher_blocks": "[a, b]", "student_blocks": "[a, b]", "n_blocks": "2"}
-MIXING = {"beta": "2.5", "alpha": "0.5", "logit_weight": "0.25", "distance": "blockkd.objectives.DKD"}
+MIXING = {"beta": "2.5", "alpha": "0.5", "logit_weight": "0.25", "distance": "blockkd.distances.DKD"}
 HEADS = {"teacher_head": "fc", "student_head": "fc"}
 INHERITED: dict[str, dict[str, str]] = {
     **{name: MIXING | CUTTING | {"stages": "[1, 2]"} for name in ("FitNet", "AT", "VID", "SP", "NST", "OFD")},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from blockkd.baselines.contrast import CRD, Memory, noise_contrastive
 from blockkd.baselines.logits import KD
-from blockkd.objectives import KL
+from blockkd.distances import KL
 from tests import networks
 from tests.baselines.laws import CIFAR_PAIRS, TwoLayerHead, check_step, field_pair, tiny
 from tests.networks import IMAGE

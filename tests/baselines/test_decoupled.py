@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blockkd.baselines.decoupled import DecoupledKD
 from blockkd.baselines.logits import KD
-from blockkd.objectives import DIST, DKD
+from blockkd.distances import DIST, DKD
 from tests import networks
 from tests.oracles import objectives as oracle
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from blockkd.baselines.bridges import Bridge, Bridges
 from blockkd.baselines.fcfd import FCFD, MixedPath, activated, own_batch_statistics
 from blockkd.baselines.logits import KD
+from blockkd.distances import KL
 from blockkd.features import Feature
 from blockkd.models import create_model
-from blockkd.objectives import KL
 from tests import networks
 from tests.baselines.laws import CIFAR_PAIRS, cifar_pair
 from tests.baselines.test_alignment import ChannelsLast

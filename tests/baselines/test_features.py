@@ -14,8 +14,8 @@ from blockkd.baselines.features import AT, VID, FitNet, Gaussian, attention_loss
 from blockkd.baselines.logits import KD
 from blockkd.baselines.mixture import Mixture
 from blockkd.baselines.numerics import products, unit
+from blockkd.distances import KL
 from blockkd.features import Feature
-from blockkd.objectives import KL
 from tests.baselines.laws import (
     CIFAR_PAIRS,
     Loss,

@@ -19,8 +19,8 @@ from blockkd.baselines.relations import (
     selectivity_loss,
     similarity_loss,
 )
+from blockkd.distances import KL
 from blockkd.distiller import Distiller
-from blockkd.objectives import KL
 from tests.baselines.laws import (
     CIFAR_PAIRS,
     Loss,

@@ -38,7 +38,7 @@ CLASS_PATHS = st.sampled_from(
     [
         *("blockkd.BlockKD", "blockkd.KD", "KD", "DKD", "FitNet", "CRD", "blockkd.baselines.SimKD", "Distiller"),
         *("blockkd.models.ResNet", "VGG", "blockkd.models.Named", "resnet8", "timm/resnet18", "timm/", "torchvision/x"),
-        *("blockkd.data.Digits", "HubImages", "blockkd.data.ImageData", "blockkd.objectives.KL", "DIST"),
+        *("blockkd.data.Digits", "HubImages", "blockkd.data.ImageData", "blockkd.distances.KL", "DIST"),
         *("torch.nn.Linear", "torch.nn.Sequential", "torch.nn.Identity", "torch.nn.Module", "torch.nn.LazyLinear"),
         *("torch.optim.SGD", "torch.optim.Adam", "torch.optim.Optimizer", "torch.optim.lr_scheduler.StepLR"),
         *(

@@ -18,12 +18,13 @@ from blockkd import BlockKD, baselines
 from blockkd.baselines.multilevel import MultiLevel
 from blockkd.costs import step_flops
 from blockkd.data.augmentation import PadCropFlip
-from blockkd.data.images import EpochSampler, ImageData, LabelledImages, Parts, finite_views
+from blockkd.data.images import ImageData, LabelledImages, Parts, finite_views
 from blockkd.data.pixels import PixelImages, RawImages
+from blockkd.data.sampling import EpochSampler
+from blockkd.distances import DIST, DKD, KL, LogitDistance, SquaredError
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
 from blockkd.features import Feature
-from blockkd.objectives import DIST, DKD, KL, LogitDistance, SquaredError
 from blockkd.ranks import across_ranks, gathered
 from blockkd.recording import record_teacher
 from blockkd.training import DistillationModule

@@ -14,15 +14,8 @@ from blockkd.baselines.logits import KD
 from blockkd.block_kd import BlockKD
 from blockkd.calling import logits_of
 from blockkd.data.images import finite_views
-from blockkd.recording import (
-    EXACT_LOGITS,
-    FILLED,
-    RecordedTeacher,
-    RecordError,
-    fill,
-    record_teacher,
-    table_bytes,
-)
+from blockkd.logit_table import EXACT_LOGITS, FILLED, RecordError, table_bytes
+from blockkd.recording import RecordedTeacher, fill, record_teacher
 from blockkd.text.glue import Glue
 from blockkd.text.sentences import TokenizedSentences
 from blockkd.text.training import TextDistillationModule

@@ -14,8 +14,8 @@ from blockkd.baselines.logits import KD, CrossEntropy
 from blockkd.block_kd import BlockKD
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.calling import logits_of
+from blockkd.distances import DIST, DKD, KL, SquaredError
 from blockkd.distiller import Losses
-from blockkd.objectives import DIST, DKD, KL, SquaredError
 from tests.oracles import block_kd as oracle
 from tests.text.families import IMAGES, TEXT, classifier, images, sentences
 from tests.text.test_stacks import by_hook

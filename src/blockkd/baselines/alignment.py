@@ -11,9 +11,9 @@ from blockkd.baselines.features import attention_loss, hint_loss
 from blockkd.baselines.logits import kd_terms
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.connectors import connector
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Losses
 from blockkd.features import Feature
-from blockkd.objectives import KL, LogitDistance
 from blockkd.stones import Stones, chosen_stones, stone_logits
 
 Way = Literal["two_projections", "one_mapping", "consolidated", "implicit"]

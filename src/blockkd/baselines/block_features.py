@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from blockkd.baselines.mixture import Mixture
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.connectors import shrink, to_maps
+from blockkd.distances import LogitDistance
 from blockkd.distiller import Losses
 from blockkd.features import Feature
-from blockkd.objectives import LogitDistance
 
 Stages = Literal["all", "middle", "last"] | Sequence[int]
 

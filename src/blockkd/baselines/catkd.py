@@ -10,8 +10,8 @@ from blockkd.baselines.block_features import FeatureDistiller
 from blockkd.baselines.heads import Head, cut_before_pooling
 from blockkd.baselines.numerics import products, widen
 from blockkd.connectors import to_maps
+from blockkd.distances import LogitDistance
 from blockkd.examples import example_for
-from blockkd.objectives import LogitDistance
 
 SMALLEST_NORM = 1e-8  # up to which a class activation map counts as empty
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from blockkd.baselines.logits import KD
-from blockkd.objectives import DKD, LogitDistance
+from blockkd.distances import DKD, LogitDistance
 from blockkd.schedules import EpochWeight, warmup
 
 

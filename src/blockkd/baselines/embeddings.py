@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from blockkd.baselines.heads import Head
 from blockkd.baselines.mixture import Mixture
 from blockkd.calling import logits_of
+from blockkd.distances import LogitDistance
 from blockkd.distiller import Distiller, Losses
-from blockkd.objectives import LogitDistance
 
 
 class EmbeddingDistiller(Distiller):

@@ -17,8 +17,8 @@ from blockkd.baselines.features import hint_loss
 from blockkd.baselines.logits import kd_terms
 from blockkd.blocks import Blocks
 from blockkd.blockwise import BlockwiseDistiller
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Losses
-from blockkd.objectives import KL, LogitDistance
 from blockkd.randomness import derived_seed
 from blockkd.ranks import of_first_rank, ranks
 from blockkd.schedules import warmup

@@ -6,8 +6,9 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from blockkd.calling import logits_of
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Distiller, Losses, check_logits
-from blockkd.objectives import KL, LogitDistance, task_loss
+from blockkd.objectives import task_loss
 
 
 class CrossEntropy(Distiller):

@@ -8,8 +8,8 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from blockkd.baselines.logits import kd_terms
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Losses
-from blockkd.objectives import KL, LogitDistance
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from blockkd.baselines.logits import KD
 from blockkd.baselines.numerics import products, widen
-from blockkd.objectives import LogitDistance, kl_divergence, standardize
+from blockkd.distances import LogitDistance
+from blockkd.objectives import kl_divergence, standardize
 from blockkd.ranks import gathered
 
 

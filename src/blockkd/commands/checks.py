@@ -24,7 +24,8 @@ from blockkd.commands.recipe import (
     TeachRecipe,
 )
 from blockkd.commands.together import check_strategy
-from blockkd.data.images import EpochSampler, ImageData, finite_views
+from blockkd.data.images import ImageData, finite_views
+from blockkd.data.sampling import EpochSampler
 from blockkd.distiller import Distiller
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME
@@ -229,11 +230,6 @@ def _check_recording(recipe: DistillRecipe) -> None:
         raise InvalidInputError(
             f"record_top is {recipe.record_top}, but there are {recipe.data.num_classes} classes: expected fewer, or "
             "null for all"
-        )
-    if recipe.trainer.precision.endswith("16-true"):
-        raise InvalidInputError(
-            f"cannot record the teacher with precision {recipe.trainer.precision}: what is recorded is for all, so the "
-            "teacher must compute in float32; take a mixed precision, or set record_teacher to false"
         )
 
 

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from blockkd.commands.errors import InvalidInputError
 from blockkd.data.images import ImageData
+from blockkd.distances import LogitDistance
 from blockkd.models.named import Named
-from blockkd.objectives import LogitDistance
 from blockkd.text.networks import Pretrained, StudentOf
 
 # A Distiller is an nn.Module.

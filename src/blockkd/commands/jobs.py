@@ -32,7 +32,8 @@ from blockkd.commands.recipe import (
 )
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import agreed, is_first
-from blockkd.data.images import EpochSampler, FiniteViews, ImageData, finite_views
+from blockkd.data.images import FiniteViews, ImageData, finite_views
+from blockkd.data.sampling import EpochSampler
 from blockkd.distiller import Distiller
 from blockkd.divergence import DivergedError
 from blockkd.durable import remove_drafts, write_durably

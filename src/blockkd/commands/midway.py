@@ -15,8 +15,9 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from blockkd.commands.stopping import Stop
 from blockkd.data.augmentation import AugmentedImages
-from blockkd.data.images import EpochSampler, ImageData, LabelledImages, Loader, NumberedImages
+from blockkd.data.images import ImageData, LabelledImages, Loader, NumberedImages
 from blockkd.data.resident import ResidentLoader
+from blockkd.data.sampling import EpochSampler
 from blockkd.training import DistillationModule
 
 # How old the last checkpoint may get within an epoch, in seconds; and before the validation, which is not resumed.

@@ -29,10 +29,10 @@ from blockkd.commands.limits import check_numbers, check_values
 from blockkd.commands.machine import add_json_option
 from blockkd.commands.settings import class_names, settings_of
 from blockkd.data.images import ImageData
+from blockkd.distances import LogitDistance
 from blockkd.distiller import Distiller
 from blockkd.models.create import LIBRARIES
 from blockkd.models.zoo import NETWORKS
-from blockkd.objectives import LogitDistance
 
 # Imported so that their classes can be named without the module's path.
 for _module in ("blockkd.baselines", "blockkd.block_kd", "blockkd.data", "blockkd.models"):

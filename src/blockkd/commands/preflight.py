@@ -19,11 +19,12 @@ from blockkd.calling import Inputs, first_rows, logits_of
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import make_trainer
 from blockkd.commands.recipe import DistillRecipe
-from blockkd.data.images import EpochSampler, ImageData, finite_views
+from blockkd.data.images import ImageData, finite_views
 from blockkd.data.memory import machine_memory
 from blockkd.data.pixels import RawImages
+from blockkd.data.sampling import EpochSampler
 from blockkd.distiller import Distiller
-from blockkd.recording import DTYPE, table_bytes
+from blockkd.logit_table import DTYPE, table_bytes
 from blockkd.scores import ACCURACY
 from blockkd.text.glue import Glue
 

@@ -33,7 +33,7 @@ class TrainerOptions:
         devices: how many, a list of them, or auto.
         num_nodes: how many machines.
         strategy: how devices work together: auto, ddp, fsdp, ...
-        precision: of the arithmetic.
+        precision: of the arithmetic; weights, their updates and the losses stay in float32.
         accumulate_grad_batches: batches per optimizer step.
         gradient_clip_val: largest norm of the gradient; null does not clip.
         deterministic: refuse algorithms whose result varies between runs.
@@ -43,7 +43,7 @@ class TrainerOptions:
     devices: int | list[int] | str = "auto"
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     accumulate_grad_batches: PositiveInt = 1
     gradient_clip_val: float | None = None
     deterministic: bool = False

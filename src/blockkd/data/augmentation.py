@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from blockkd.data.decoding import import_transforms
-from blockkd.data.images import EpochSampler
 from blockkd.data.pixels import RawImages
+from blockkd.data.sampling import EpochSampler
 from blockkd.randomness import derived_seed
 
 PADDING = 4  # pixels on each side before the random crop: He et al., "Deep Residual Learning", CVPR 2016, section 4.2

@@ -11,11 +11,12 @@ from blockkd.data.augmentation import CountedCrops, PadCropFlip, RandomResizedCr
 from blockkd.data.columns import check_column, class_numbers, image_column, label_column
 from blockkd.data.corrupt import CorruptImages, warn
 from blockkd.data.decoding import MODES, Decoder
-from blockkd.data.images import EpochSampler, ImageData, Parts
+from blockkd.data.images import ImageData, Parts
 from blockkd.data.memory import MemoryLoader
 from blockkd.data.pixels import EncodedImages, PixelImages, RawImages
 from blockkd.data.preprocessing import Preprocessing
 from blockkd.data.reading import find_test_split, image_files, read_splits
+from blockkd.data.sampling import EpochSampler
 from blockkd.data.splitting import choose, hold_out
 
 AUGMENTATIONS = ("pad_crop_flip", "random_resized_crop", None)

@@ -13,9 +13,9 @@ from blockkd.baselines.mixture import Mixture
 from blockkd.baselines.numerics import unit, widen
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.calling import Inputs
+from blockkd.distances import LogitDistance
 from blockkd.distiller import Losses
 from blockkd.features import Feature
-from blockkd.objectives import LogitDistance
 
 
 class HiddenStateDistiller(BlockwiseDistiller):

@@ -11,8 +11,8 @@ from blockkd.baselines.mixture import Mixture
 from blockkd.baselines.numerics import products, widen
 from blockkd.blockwise import BlockwiseDistiller
 from blockkd.calling import Inputs
+from blockkd.distances import LogitDistance
 from blockkd.distiller import Losses
-from blockkd.objectives import LogitDistance
 from blockkd.text.attention import Attention, Inside, projections_of, run_inside, stack_of
 from blockkd.text.hidden_states import real_tokens
 from blockkd.tracing import undisturbed

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from blockkd.baselines.block_features import Stages
 from blockkd.baselines.numerics import widen
 from blockkd.calling import Inputs
+from blockkd.distances import KL, LogitDistance
 from blockkd.distiller import Losses
-from blockkd.objectives import KL, LogitDistance
 from blockkd.stack_blocks import StackBlocks
 from blockkd.text.attention import Attention, Inside, run_inside, stack_of
 from blockkd.text.hidden_states import HiddenStateDistiller, linear, real_tokens
