@@ -63,7 +63,7 @@ def test_commands(script: Path) -> None:
         (["distill", "--student.hid"], ["--student.hidden_size"]),
         (["distill", "--teacher.name", "resnet11"], ["resnet110"]),
         (["distill", "--watch_stones", "t"], ["true"]),
-        (["distill", "--trainer.precision", "bf16"], ["bf16-mixed", "bf16-true"]),
+        (["distill", "--trainer.precision", "bf16"], ["bf16-mixed"]),
         (["distill", "--method", "Review"], ["ReviewKD"]),
         (["distill", "--config", "cifar100/vgg13-vgg8/fc"], ["cifar100/vgg13-vgg8/fcfd"]),
         (["distill", "--epochs", "3", "--config", "digits/b"], ["digits/block_kd"]),
