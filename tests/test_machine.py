@@ -94,7 +94,7 @@ def test_numbers_come_back_as_they_were(document: dict[str, Any]) -> None:
 
 
 def test_paths_and_tuples_have_a_form() -> None:
-    assert as_json({"a": Path("b/c"), 1: (1, 2.5)}) == '{"a": "b/c", "1": [1, 2.5]}'
+    assert as_json({"a": Path("b/c"), "inner": {1: (1, 2.5)}}) == '{"a": "b/c", "inner": {"1": [1, 2.5]}}'
 
 
 def test_distill_says_what_its_results_say(run: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def _add(
     words = list(choices or ()) or None
     if metavar == "FORMAT":
         words = list(import_module("blockkd.commands.export").FORMATS)
-    action = parser.add_argument(*(options or [dest]), nargs=nargs, choices=words)  # type: ignore[arg-type]
+    action = parser.add_argument(*(options or [dest]), nargs=nargs, choices=words)
     if metavar in RECIPE:
         action.complete = _recipes()  # type: ignore[attr-defined]
     elif metavar in FOLDER:

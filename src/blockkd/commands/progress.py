@@ -17,6 +17,7 @@ from torch import Tensor
 from blockkd.commands.forecast import Forecast
 from blockkd.metering import Sums
 from blockkd.runs import Job
+from blockkd.training import DistillationModule
 
 REFRESH = 1.0  # seconds between two looks at the losses
 TOTAL, PREFIX = "train/loss", "train/"
@@ -128,7 +129,7 @@ def _clock(seconds: float | None) -> str:
 
 
 class _LineColumn(ProgressColumn):
-    def render(self, task: Task) -> Line:  # type: ignore[override]  # any renderable will do
+    def render(self, task: Task) -> Line:
         return Line(task)
 
 
@@ -188,6 +189,7 @@ class ProgressLine(Callback):
             self._show(loss=self._losses(self._copy.means()))
             self._copy = None
         elif self._copy is None and self.clock() - self._looked >= REFRESH:
+            assert isinstance(pl_module, DistillationModule), "the commands train nothing else"
             self._looked, self._copy = self.clock(), HostCopy(pl_module.train_means.sums())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,7 +44,7 @@ def _parameters(one: type) -> Iterator[inspect.Parameter]:
     for parent in inspect.getmro(one):
         if "__init__" not in vars(parent) or parent is object:
             continue
-        parameters = list(inspect.signature(parent.__init__).parameters.values())
+        parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())
         yield from (parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD)
         if parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
             return
