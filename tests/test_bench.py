@@ -2,6 +2,8 @@
 
 import copy
 import csv
+import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from blockkd.bench.mdistiller import Checkout
 from blockkd.bench.measuring import Measured, interleaved
 from blockkd.bench.naive import NaiveBlockKD
 from blockkd.bench.results import targets
+from blockkd.cli import main
 from blockkd.commands import bench
 from blockkd.commands.errors import InvalidInputError
 from blockkd.models import create_model
@@ -149,11 +152,6 @@ def test_targets_compare_round_by_round() -> None:
     assert "1.20, to be at most 1.05" in str(last)
 
 
-def run_bench(capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    assert bench.run([*SMALL, *options]) == 0
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -262,7 +260,10 @@ def test_an_mdistiller_checkout_is_timed_beside_ours(checkout: Path) -> None:
 
 def test_the_command_writes_what_it_prints(checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "results"
-    said = run_bench(capsys, f"--output={folder}", f"--against={checkout}", "--rounds=2", "--precision=bf16")
+    options = [f"--output={folder}", f"--against={checkout}", "--rounds=2", "--precision=bf16", "--json"]
+    assert main(["bench", *SMALL, *options]) == 0
+    printed = capsys.readouterr()
+    said, document = printed.err, json.loads(printed.out)
     with (folder / "bench.csv").open(encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert len(rows) == 19 + 2
@@ -279,6 +280,12 @@ def test_the_command_writes_what_it_prints(checkout: Path, tmp_path: Path, capsy
     assert stored["settings"]["teacher"] == "resnet8"
     assert stored["settings"]["channels_last"] in (True, False)  # what auto came to
     assert stored["environment"]["torch"] == torch.__version__
+    methods = {row["method"]: row for row in document["methods"]}
+    for name, row in rows.items():
+        assert statistics.median(methods[name]["seconds"]) == pytest.approx(float(row["seconds"]), rel=1e-4)
+        assert methods[name]["saved"] == int(row["saved_bytes"])
+    assert document["targets"][-1]["got"]["median"] == methods[ALL_FOLDED]["saved"] / methods[NAIVE]["saved"]
+    assert "mdistiller CRD is left out" in document["left_out"][0]
     assert len(stored["targets"]) == 5
     assert all(line in said for line in stored["targets"])
     with pytest.raises(InvalidInputError, match="another folder"):

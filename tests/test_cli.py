@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from blockkd.cli import main
+from blockkd.cli import COMMANDS, main
 from blockkd.commands.checks import chance_warning
 from blockkd.commands.composing import recipe_names
 from blockkd.commands.recipe import method_name
@@ -121,7 +121,8 @@ def test_distill_leaves_a_complete_run(small: str, tmp_path: Path, capsys: pytes
     run = tmp_path / "runs" / "small"
     assert "±" in printed
     assert "64 test images" in printed
-    assert "blockkd evaluate" in printed
+    assert "blockkd report runs/small" in printed
+    assert "blockkd export runs/small" in printed
     results = read_csv(run / "results.csv")
     assert [(row["method"], row["seed"]) for row in results] == [
         ("teacher", 0),
@@ -234,7 +235,9 @@ def test_teach_then_distil_from_its_weights(small: str, tmp_path: Path, capsys: 
     taught = tmp_path / "runs" / "teach" / "teacher.safetensors"
     assert "--teacher.weights" in capsys.readouterr().out
     assert main(["evaluate", "runs/teach"]) == 0
-    assert "student" not in capsys.readouterr().out
+    evaluated = capsys.readouterr().out
+    assert "│ student" not in evaluated
+    assert "blockkd distill --teacher.weights runs/teach/teacher.safetensors" in evaluated
     options = ["--config", small, "--epochs", "1", "--beside", "{}", "--teacher.weights", str(taught)]
     assert main(["distill", *options]) == 0
     assert same_weights(taught, tmp_path / "runs" / "small" / "teacher.safetensors")
@@ -319,7 +322,14 @@ BAD = {
     "code for data": (["distill", "--data", "subprocess.Popen"], "--data"),
     "unknown option": (["distill", "--epoch", "3"], "unknown option --epoch; did you mean --epochs"),
     "stray value": (["distill", "stray"], "unexpected argument 'stray'"),
-    "unknown setting": (["distill", "--method.alhpa", "3"], "no setting 'alhpa'"),
+    "unknown setting": (["distill", "--method.alhpa", "3"], "no setting 'alhpa'; did you mean alpha"),
+    "unknown setting of a network": (["distill", "--student.dept", "8"], "no setting 'dept'; did you mean depth"),
+    "unknown setting of data": (["distill", "--data.batch", "8"], "no setting 'batch'; did you mean batch_size"),
+    "unknown setting of an optimizer": (["distill", "--optimizer.momentun", "8"], "did you mean momentum"),
+    "unknown setting of a text student": (
+        ["distill", "--config", "glue/sst2/bert-base_6-layer/kd", "--student.hiden_size", "312"],
+        "--student has no setting 'hiden_size'; did you mean hidden_size",
+    ),
     "wrong type": (["distill", "--epochs", "many"], "--epochs: expected a whole number above 0, got 'many'"),
     "no epoch": (["distill", "--epochs", "0"], "got 0"),
     "wrong learning rate": (["distill", "--optimizer.lr", "fast"], "--optimizer.lr"),
@@ -424,11 +434,11 @@ def test_every_recipe_of_the_digits_runs(name: str, tmp_path: Path, monkeypatch:
     assert main([command, "--config", name, *short]) == 0
 
 
-@pytest.mark.parametrize("command", ["distill", "teach", "inspect", "evaluate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_reads_well(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 140
+    assert len(text.splitlines()) < 150
     for noise in ("known subclasses", "Callable", "torch.nn", ".help", "NonNegativeInt", "class '"):
         assert noise not in text
 

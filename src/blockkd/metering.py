@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Sums = list[tuple[tuple[str, ...], Float[Tensor, " V"], int]]
+
 
 class EpochMeans:
     """Weighted means of named scalars; adding to them never waits for the device."""
@@ -47,6 +49,13 @@ class EpochMeans:
         weights_of_all = torch.tensor([float(weight) for _, weight in found.values()]).to(sums)
         sums, weights_of_all = over_ranks(torch.stack([sums, weights_of_all]))
         return dict(zip(found, sums / weights_of_all, strict=True))
+
+    def sums(self) -> Sums:
+        """What is summed up, where it lies: names, sums ``(V,)`` of values times weights, and the sum of weights.
+
+        The next ``add`` changes the tensors.
+        """
+        return [(names, totals, weight) for names, (totals, weight) in self._sums.items()]
 
     def clear(self) -> None:
         """Begin anew."""

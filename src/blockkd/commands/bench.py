@@ -1,6 +1,7 @@
 """``blockkd bench``: what a training step of each method costs here, and whether Block-KD costs what it may."""
 
 import copy
+import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from blockkd.bench.results import table, targets, write_csv, write_rounds
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import cpu_threads
 from blockkd.commands.helptext import HelpFormatter
+from blockkd.commands.machine import Document, add_json_option
 from blockkd.commands.parsing import explain
 from blockkd.environment import environment
 from blockkd.folding import fold_batch_norm
@@ -37,8 +39,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     options = _parse(argv)
     device = _device(options)
     folder = _folder(options["output"])
@@ -54,25 +56,34 @@ def run(argv: Sequence[str]) -> int:
             ours = list(contenders(teacher, student, batch, channels_last=channels_last, compiled=options["compile"]))
         measured, rate = measure([*ours, *theirs], options["rounds"], tell)
         facts = environment()
-    reached = [str(target) for target in targets(measured)]
+    found = targets(measured)
+    reached = [str(target) for target in found]
     settings = {**options.as_dict(), "channels_last": channels_last, "device": str(device)}
     print_table(table(measured, rate))
     print("\n".join([*left_out, _summary(settings), *reached]))
     if folder is not None:
         _write(folder, measured, rate, {"command": shlex.join(["blockkd", "bench", *argv]), **settings}, facts, reached)
         print(f"Written: {', '.join(str(folder / name) for name in (CSV, ROUNDS, FIGURE, SETTINGS))}")
-    return 0
+    return {
+        "settings": settings,
+        "environment": facts,
+        "matrix_flops_per_second": rate,
+        "methods": [{"method": name, **dataclasses.asdict(one)} for name, one in measured.items()],
+        "left_out": left_out,
+        "targets": [{**dataclasses.asdict(target), "reached": target.reached} for target in found],
+    }
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
-    parser = _parser()
+    parser = bench_parser()
     try:
         return parser.parse_args(list(argv))  # not as for recipes: networks are plain names here
     except ArgumentError as error:
         raise InvalidInputError(explain(parser, str(error))) from error
 
 
-def _parser() -> ArgumentParser:
+def bench_parser() -> ArgumentParser:
+    """The options of ``bench``."""
     parser = ArgumentParser(
         prog="blockkd bench",
         description=DESCRIPTION,
@@ -103,6 +114,7 @@ def _parser() -> ArgumentParser:
     add("--precision", choices=("32", "bf16"), default="32", help="bf16: forward passes under autocast")
     add("--against", type=Path | None, default=None, help="an mdistiller checkout, whose methods are timed as well")
     add("--output", type=Path | None, default=None, help=f"a folder for {CSV}, {ROUNDS}, {FIGURE} and {SETTINGS}")
+    add_json_option(parser)
     return parser
 
 

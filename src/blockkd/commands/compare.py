@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import warnings
@@ -15,6 +14,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from blockkd.commands.beside import published_beside
+from blockkd.commands.checks import Checked
 from blockkd.commands.composing import is_plain
 from blockkd.commands.entries import (
     Entry,
@@ -27,11 +27,15 @@ from blockkd.commands.entries import (
     stored_entries,
 )
 from blockkd.commands.errors import InvalidInputError, user_input
-from blockkd.commands.fitting import cpu_threads, make_trainer, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, make_trainer, quiet
+from blockkd.commands.forecast import Forecast
 from blockkd.commands.invocation import add_folder_options
 from blockkd.commands.jobs import Workplace, run_student, run_teacher
-from blockkd.commands.parsing import recipe_parser
-from blockkd.commands.preflight import preflight
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import Steps, after_comparing, command, say_next
+from blockkd.commands.parsing import parse, recipe_parser
+from blockkd.commands.preflight import epoch_seconds, preflight
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, follows, is_first, together
@@ -89,23 +93,23 @@ class Request:
         return [(Job(entry.name, first + number), entry) for number in range(count) for entry in self.entries]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document | None:
+    """Run the command; returns what ``--json`` prints, or None in a process that only trains along."""
     request = _request(argv)
-    command = shlex.join(["blockkd", "compare", *argv])
+    command_line = command("compare", *argv)
     with quiet(), cpu_threads(request.shared.threads):
         diverged = None
         try:
             if not all(request.folder.result(job) for job, _ in request.jobs):
-                _train(request, command)
+                _train(request, command_line)
         except DivergedError as error:
             diverged = error
         if not is_first():
-            return 0
-        _report(request)
+            return None
+        document = _report(request)
     if diverged is not None:
         raise diverged
-    return 0
+    return document
 
 
 def compare_parser() -> ArgumentParser:
@@ -145,7 +149,9 @@ def _request(argv: Sequence[str]) -> Request:
             folder = RunFolder.open(given.resume)
         entries = stored_entries(parser, folder, options)
     else:
-        if not recipes and not {"-h", "--help"} & set(options):
+        if {"-h", "--help"} & set(options):
+            parse(parser, ["--help"])
+        if not recipes:
             raise InvalidInputError("no recipe is given; for example: blockkd compare digits/block_kd --seeds 3")
         entries = read_entries(parser, recipes, options)
         folder = RunFolder(given.output or Path("runs") / "compare" / _run_name(recipes))
@@ -157,7 +163,7 @@ def _request(argv: Sequence[str]) -> Request:
     return Request(parser, folder, entries, deadline, given.processes, resumed, given.overwrite, given.strict)
 
 
-def _train(request: Request, command: str) -> None:
+def _train(request: Request, command_line: str) -> None:
     folder, options = request.folder, request.shared.trainer
     if request.processes > 1 and make_trainer(options).world_size > 1:
         raise InvalidInputError(
@@ -171,11 +177,12 @@ def _train(request: Request, command: str) -> None:
         known = checked.teacher if request.shared.teacher.is_trained else None
         preflight(request.shared, checked.trials, known, folder.path, request.strict)
     if first:
-        _prepare(request, command)
+        _prepare(request, command_line)
     helpers = [_helper(request) for _ in range(request.processes - 1)]
     try:
         with together(options), progress_lines(console()) as progress:
-            diverged = _work(request, checked.teacher, Workplace(folder, progress, request.deadline, request.strict))
+            place = Workplace(folder, progress, request.deadline, request.strict, _forecast(request, checked))
+            diverged = _work(request, checked.teacher, place)
         codes = [helper.wait() for helper in helpers]
     except (KeyboardInterrupt, OSError) as stop:
         stop.add_note(f"go on with: blockkd compare --resume {folder.path}")
@@ -189,12 +196,18 @@ def _train(request: Request, command: str) -> None:
         raise DivergedError(f"a process that trained beside this one ended with exit code {max(codes)}; see above")
 
 
-def _prepare(request: Request, command: str) -> None:
+def _forecast(request: Request, checked: Checked) -> Forecast:
+    epochs = {Job(TEACHER_NAME, int(request.shared.seed)): request.shared.teacher.epochs_to_train}
+    epochs |= {job: int(entry.recipe.epochs) for job, entry in request.jobs}
+    return Forecast(epochs, epoch_seconds(checked.trials, request.shared.data), request.processes)
+
+
+def _prepare(request: Request, command_line: str) -> None:
     """Put the comparison on disk."""
     folder = request.folder
     with user_input():
         if not request.resumed:
-            folder.create(entries_text(request.entries, command), request.overwrite)
+            folder.create(entries_text(request.entries, command_line), request.overwrite)
         store_entries(request.parser, folder, request.entries)
 
 
@@ -224,18 +237,20 @@ def _helper(request: Request) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([*command, *seeds], stdout=subprocess.DEVNULL, env=same_imports)
 
 
-def _report(request: Request) -> None:
-    """Write tables and figures of what is finished, and print the table."""
+def _report(request: Request) -> Document:
+    """Write tables and figures of what is finished, print the table, and say what ``--json`` prints."""
     folder, jobs = request.folder, [job for job, _ in request.jobs]
     jobs = [Job(TEACHER_NAME, int(request.shared.seed)), *jobs]
     folder.gather(jobs)
     rows: list[Row] = [result for job in jobs if (result := folder.result(job))]
     finished = [row for row in rows if row["method"] != TEACHER_NAME]
+    compared: list[Row] = []
     if finished:
         comparison = summarise(rows, published=published_beside(request.entries))
         data = request.shared.data
         tested = len(data.parts.test)
-        write_csv(folder.path / TABLE, comparison_rows(comparison))
+        compared = comparison_rows(comparison)
+        write_csv(folder.path / TABLE, compared)
         footer = {"command": stored_command(folder), **_settings(request), **environment()}
         write_text(folder.path / TEXT, comparison_markdown(comparison, footer, test_images=tested, sample=data.sample))
         comparison_figure(comparison, rows, folder.path / FIGURE)
@@ -243,10 +258,14 @@ def _report(request: Request) -> None:
         _print_settings(request)
     left = len(request.jobs) - len(finished)
     if left:
-        print(f"\n{left} of {len(request.jobs)} students are not finished; go on with:")
-        print(f"blockkd compare --resume {folder.path}")
+        print(f"\n{left} of {len(request.jobs)} students are not finished.")
+        steps: Steps = {command("compare", "--resume", folder.path): "the rest"}
     else:
         print(f"\nThe comparison lies in {folder.path}: {TABLE}, {TEXT}, {FIGURE}.")
+        steps = after_comparing(folder.path, request.shared.data, request.jobs[0][0])
+    say_next(steps)
+    known = [{name: value for name, value in row.items() if value != ""} for row in compared]
+    return {"run": folder.path, "unfinished": left, "results": rows, "comparison": known, "next": list(steps)}
 
 
 def _settings(request: Request) -> dict[str, str]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,38 @@ def recipe_names() -> list[str]:
     """The recipes in the package, by name."""
     kept_apart = (PAIRS, TASKS, METHODS)
     plain = [name for name in _parts() if Path(name).parent.name not in kept_apart and Path(name).name != BASE]
-    return sorted(plain) + [f"{pair}/{method}" for pair in _pairs() for method in _methods(pair.partition("/")[0])]
+    return sorted(plain) + [f"{pair}/{method}" for pair in pairs() for method in methods_of(pair.partition("/")[0])]
+
+
+@cache
+def pairs() -> dict[str, list[str]]:
+    """Every pair on its task, by name: the parts of which it is made, the later on top of the earlier."""
+    found = {}
+    for part in _parts():
+        family, between, pair = part.partition(f"/{PAIRS}/")
+        if not between:
+            continue
+        tasks = [name for name in _parts() if name.startswith(f"{family}/{TASKS}/")]
+        if not tasks:
+            found[f"{family}/{pair}"] = [part]
+        for task in tasks:
+            found[f"{family}/{task.rpartition('/')[2]}/{pair}"] = [part, task]
+    return found
+
+
+def methods_of(family: str) -> dict[str, str]:
+    """The methods of a family of recipes by name: its own, or, where it has none, those of all."""
+    for folder in (f"{family}/{METHODS}/", f"{METHODS}/"):
+        found = {name.removeprefix(folder): name for name in _parts() if name.startswith(folder)}
+        if found:
+            return found
+    return {}
+
+
+def first_sentence(part: str) -> str:
+    """What the comment at the head of a part says first; empty where there is none."""
+    lines = takewhile(lambda line: line.startswith("#"), Path(_part(part)).read_text(encoding="utf-8").splitlines())
+    return re.split(r"\.\s+(?=[A-Z])", " ".join(line.strip("# ") for line in lines))[0].rstrip(".")
 
 
 def compose(name_or_path: str) -> Recipe:
@@ -51,7 +83,7 @@ def compose(name_or_path: str) -> Recipe:
         InvalidInputError: there is no such recipe (the message gives the nearest names), or a file is missing, is not
             YAML, or is its own base.
     """
-    if name_or_path in _pairs():  # which is a base for others, and lacks a method
+    if name_or_path in pairs():  # which is a base for others, and lacks a method
         raise _unknown(name_or_path)
     recipe = _compose(name_or_path, ())
     if METHODS in recipe:
@@ -150,8 +182,8 @@ def _with_class(settings: Recipe) -> Recipe:
 
 
 def _compose(name_or_path: str, above: tuple[Path, ...]) -> Recipe:
-    if name_or_path in _pairs():
-        return _laid_on_each_other(_pairs()[name_or_path], above)
+    if name_or_path in pairs():
+        return _laid_on_each_other(pairs()[name_or_path], above)
     if not is_plain(name_or_path):
         return _compose_pair(name_or_path, above)
     path = _find(name_or_path)
@@ -172,7 +204,7 @@ def _compose_pair(name: str, above: tuple[Path, ...]) -> Recipe:
     if not pair.endswith(SUFFIXES) and name not in recipe_names():
         raise _unknown(name)
     recipe = _compose(pair, above)
-    methods = _methods(TEXT if _is_text(recipe) else pair.partition("/")[0])
+    methods = methods_of(TEXT if _is_text(recipe) else pair.partition("/")[0])
     if method not in methods:
         raise InvalidInputError(f"there is no method {method!r} to put on {pair}; {nearest(method, [*methods])}")
     recipe = merge(recipe, _compose(methods[method], above))
@@ -213,31 +245,6 @@ def _laid_on_each_other(names: Sequence[str], above: tuple[Path, ...]) -> Recipe
     for name in names:
         recipe = merge(recipe, _compose(name, above))
     return recipe
-
-
-@cache
-def _pairs() -> dict[str, list[str]]:
-    """Every pair on its task, by name: the parts of which it is made, the later on top of the earlier."""
-    found = {}
-    for part in _parts():
-        family, between, pair = part.partition(f"/{PAIRS}/")
-        if not between:
-            continue
-        tasks = [name for name in _parts() if name.startswith(f"{family}/{TASKS}/")]
-        if not tasks:
-            found[f"{family}/{pair}"] = [part]
-        for task in tasks:
-            found[f"{family}/{task.rpartition('/')[2]}/{pair}"] = [part, task]
-    return found
-
-
-def _methods(family: str) -> dict[str, str]:
-    """The methods of a family of recipes by name: its own, or, where it has none, those of all."""
-    for folder in (f"{family}/{METHODS}/", f"{METHODS}/"):
-        found = {name.removeprefix(folder): name for name in _parts() if name.startswith(folder)}
-        if found:
-            return found
-    return {}
 
 
 @cache

@@ -9,17 +9,21 @@ from jsonargparse import ArgumentParser, Namespace
 from blockkd.block_kd import BlockKD
 from blockkd.commands.checks import check_distilling, method_class
 from blockkd.commands.errors import InvalidInputError
-from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.fitting import cpu_threads, quiet
+from blockkd.commands.forecast import Forecast
 from blockkd.commands.invocation import Invocation, add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, publish, run_student, run_teacher, student_jobs
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import Steps, after_distilling, say_next
 from blockkd.commands.parsing import recipe_parser
-from blockkd.commands.preflight import preflight
+from blockkd.commands.preflight import epoch_seconds, preflight
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, method_name
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
 from blockkd.data.images import ImageData
 from blockkd.report import TEACHER_NAME, figure, print_table, results_table
-from blockkd.runs import FIGURE, Job, RunFolder
+from blockkd.runs import FIGURE, Job, Row, RunFolder
 
 DEFAULT_RECIPE = "digits/block_kd"
 DESCRIPTION = (
@@ -28,8 +32,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document | None:
+    """Run the command; returns what ``--json`` prints, or None in a process that only trains along."""
     started = time.perf_counter()
     invocation = read_invocation(distill_parser(), argv, DEFAULT_RECIPE, strict=True)
     recipe = invocation.recipe(DistillRecipe)
@@ -37,12 +41,13 @@ def run(argv: Sequence[str]) -> int:
     with quiet(), cpu_threads(recipe.threads):
         jobs = train(recipe, methods, invocation)
     if not is_first():
-        return 0
+        return None
     report(invocation.folder, jobs, recipe.data)
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
-    print(f"Next: blockkd evaluate {path}")
-    return 0
+    steps = after_distilling(path, recipe.data)
+    say_next(steps)
+    return run_document(invocation.folder, jobs, steps)
 
 
 def distill_parser() -> ArgumentParser:
@@ -72,20 +77,33 @@ def train(recipe: DistillRecipe, methods: Mapping[str, MethodFactory], invocatio
         preflight(recipe, checked.trials, known, invocation.folder.path, invocation.strict)
     invocation.start()
     folder, students = invocation.folder, student_jobs(recipe, methods)
+    own = Job(TEACHER_NAME, int(recipe.seed))
+    epochs = {own: recipe.teacher.epochs_to_train} | dict.fromkeys(students, int(recipe.epochs))
+    forecast = Forecast(epochs, epoch_seconds(checked.trials, recipe.data))
     with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
-        place = Workplace(folder, progress, Deadline(), invocation.strict)
+        place = Workplace(folder, progress, Deadline(), invocation.strict, forecast)
         teacher = run_teacher(recipe, checked.teacher, place)
         assert teacher is not None, "there is no deadline"
         for job in students:
             run_student(job, methods[job.method], recipe, teacher, place)
     if is_first() and folder.result(students[0]):
         publish(students[0], folder)
-    return [Job(TEACHER_NAME, int(recipe.seed)), *students]
+    return [own, *students]
+
+
+def run_document(folder: RunFolder, jobs: Sequence[Job], steps: Steps) -> Document:
+    """What ``--json`` prints of a run: its folder, the rows of its results, and the commands that come next."""
+    return {"run": folder.path, "results": results_of(folder, jobs), "next": list(steps)}
 
 
 def report(folder: RunFolder, jobs: Sequence[Job], data: ImageData) -> None:
     """Write the run's tables and figure, and print the table."""
     folder.gather(jobs)
-    results = [result for job in jobs if (result := folder.result(job))]
+    results = results_of(folder, jobs)
     figure(folder.metrics(jobs), results, folder.path / FIGURE)
     print_table(results_table(results, len(data.parts.test), data.sample))
+
+
+def results_of(folder: RunFolder, jobs: Sequence[Job]) -> list[Row]:
+    """The rows of the jobs that are finished."""
+    return [result for job in jobs if (result := folder.result(job))]

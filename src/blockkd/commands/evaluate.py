@@ -16,6 +16,8 @@ from blockkd.commands.composing import compose, read_recipe
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import cpu_threads, measured, module_for, quiet
 from blockkd.commands.invocation import Invocation
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import Steps, after_distilling, after_teaching, command, say_next
 from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, TeachRecipe, method_name
 from blockkd.commands.students import network_name, student_of_file
@@ -42,8 +44,8 @@ class Subject:
     network: nn.Module
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     path = _path(argv)
     if path.is_file():
         with user_input():
@@ -54,14 +56,25 @@ def run(argv: Sequence[str]) -> int:
         subjects = _in_file(path, recipe, config, argv) if path.is_file() else _in_run(path, recipe, config)
         rows = [_evaluate(subject, recipe, part) for subject in subjects]
     data = recipe.data
-    print_table(evaluation_table(rows, part, len(getattr(data.parts, part)), data.sample, data.metrics))
-    return 0
+    examples = len(getattr(data.parts, part))
+    print_table(evaluation_table(rows, part, examples, data.sample, data.metrics))
+    steps = _next(path, recipe)
+    say_next(steps)
+    return {"weights": path, "part": part, "examples": examples, "networks": rows, "next": list(steps)}
+
+
+def _next(path: Path, recipe: TeachRecipe) -> Steps:
+    if path.is_file():
+        return {} if isinstance(recipe, DistillRecipe) else {command("recipes"): "recipes that make a student of it"}
+    if not isinstance(recipe, DistillRecipe):
+        return after_teaching(path)
+    return after_distilling(path, recipe.data) if recipe.data.sample == "image" else {}
 
 
 def _path(argv: Sequence[str]) -> Path:
     """The run folder or the weights file: the one argument that is neither an option nor the value of one."""
     if {"-h", "--help"} & set(argv):
-        parse(_parser(TeachRecipe), ["--help"])
+        parse(evaluate_parser(TeachRecipe), ["--help"])
     is_value = False
     for argument in argv:
         if not argument.startswith("--"):
@@ -79,7 +92,8 @@ def _existing(path: Path) -> Path:
     raise InvalidInputError(f"{path} holds no run and is no file; give a run folder, or a file with weights")
 
 
-def _parser(recipe: type[TeachRecipe]) -> ArgumentParser:
+def evaluate_parser(recipe: type[TeachRecipe] = DistillRecipe) -> ArgumentParser:
+    """The options of ``evaluate``, under a recipe of this kind."""
     parser = recipe_parser("evaluate", recipe, DESCRIPTION)
     parser.usage = "blockkd evaluate RUN_OR_FILE [--part val] [--config NAME_OR_PATH] [options]"
     parser.add_argument("path", type=str, metavar="RUN_OR_FILE", help="folder of a run, or a file with weights")
@@ -109,7 +123,7 @@ def _recipe_of_run(folder: Path, argv: Sequence[str]) -> tuple[Namespace, TeachR
 
 def _read(argv: Sequence[str], has_student: bool) -> tuple[Namespace, TeachRecipe]:
     kind = DistillRecipe if has_student else TeachRecipe
-    parser = _parser(kind)
+    parser = evaluate_parser(kind)
     config: Namespace = parse(parser, argv)
     return config, Invocation(parser, config, RunFolder(".")).recipe(kind)
 

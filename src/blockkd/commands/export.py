@@ -17,6 +17,7 @@ from blockkd.commands.distill import all_methods
 from blockkd.commands.errors import InvalidInputError, nearest, user_input
 from blockkd.commands.fitting import cpu_threads, quiet
 from blockkd.commands.invocation import Invocation
+from blockkd.commands.machine import Document, add_json_option
 from blockkd.commands.parsing import parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, MethodFactory
 from blockkd.commands.students import network_name, student_of_file
@@ -25,7 +26,7 @@ from blockkd.exporting.building import Description, describe
 from blockkd.exporting.card import Facts
 from blockkd.exporting.exporter import CARD, FORMATS, Exported, Student, check_formats, export
 from blockkd.exporting.folder import check_free, sha256
-from blockkd.exporting.latency import latency_table
+from blockkd.exporting.latency import latency_facts, latency_table
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Job, Row, RunFolder
@@ -61,8 +62,8 @@ class Request:
     origin: Path
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     options, rest = _options(argv)
     request = _request(options, rest)
     output = Path(options.output or request.run.path / FOLDER)
@@ -84,11 +85,13 @@ def run(argv: Sequence[str]) -> int:
             )
         _show(exported)
     print(f"\n{request.job}, is in {output}; its card is {output / CARD}.")
-    return 0
+    files = {file.name: file.bytes for file in exported.files}
+    timed = latency_facts(exported.latencies) if exported.latencies else None
+    return {"export": output, "files": files, "int8": exported.int8, "benchmark": timed}
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and those of the recipe."""
+def export_parser() -> argparse.ArgumentParser:
+    """The command's own options, without those of the recipe."""
     parser = argparse.ArgumentParser(
         prog="blockkd export",
         description=DESCRIPTION,
@@ -104,7 +107,14 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--output", metavar="DIR", help=f"the folder to write (default: RUN/{FOLDER})")
     add("--overwrite", action="store_true", help="replace the export that the folder holds")
     add("--int8", action="store_true", help="add a quantised ONNX file, and measure its accuracy on the test images")
+    add_json_option(parser)
     add("--benchmark", action="store_true", help="time teacher, student and files on this machine's CPU")
+    return parser
+
+
+def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and those of the recipe."""
+    parser = export_parser()
     if not argv or (argv[0].startswith("-") and not {"-h", "--help"} & set(argv)):
         raise InvalidInputError("what is to be exported? Give a run's folder first, as in: blockkd export runs/digits")
     try:

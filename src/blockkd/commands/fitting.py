@@ -14,7 +14,6 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from blockkd.commands.best import BestEpoch
 from blockkd.commands.checkpoints import SealedCheckpoints, usable_checkpoint
@@ -95,44 +94,6 @@ class EpochRows(Callback):
             self.folder.write_metrics(self.job, self.rows, flush=False)  # the checkpoint has them, too
 
 
-class ProgressLine(Callback):
-    """One line per job on the terminal."""
-
-    def __init__(self, progress: Progress, job: Job, metric: str) -> None:
-        self.progress, self.job, self.metric = progress, job, metric
-        self.task = progress.add_task(str(job), total=None, note="")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn how many steps there are."""
-        del pl_module
-        self.progress.update(self.task, total=trainer.estimated_stepping_batches, completed=trainer.global_step)
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """One step further."""
-        del args, kwargs
-        self.progress.update(self.task, completed=trainer.global_step)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show how good it is."""
-        del pl_module
-        metrics = trainer.callback_metrics
-        part = "val" if f"val/{self.metric}" in metrics else "test"
-        self.progress.update(self.task, note=f"{part} {float(metrics[f'{part}/{self.metric}']):6.2%}")
-
-
-def progress_lines(console: Any) -> Progress:
-    """The lines of all jobs; shows nothing where the console is no terminal."""
-    return Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        disable=not console.is_terminal or console.quiet,
-    )
-
-
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use ``count`` threads for a while; None changes nothing."""
@@ -188,12 +149,12 @@ def fit(
     job: Job,
     epochs: int,
     options: TrainerOptions,
-    progress: Progress,
+    line: Callback,
     deadline: Deadline,
     watchers: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> list[Row]:
-    """Train for ``epochs``, from the job's checkpoint where there is one that is whole.
+    """Train for ``epochs``, from the job's checkpoint where there is one that is whole; ``line`` shows how it goes.
 
     Returns:
         The rows of metrics of all epochs so far; fewer than ``epochs`` when time ran out.
@@ -210,7 +171,6 @@ def fit(
     stop = Stop()
     rows, midway = EpochRows(folder, job), Midway(home / CHECKPOINT, stop)
     checkpoint = ModelCheckpoint(home, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    line = ProgressLine(progress, job, data.metrics[0])
     callbacks = [EpochSeed(job.seed), rows, line, StopInTime(deadline), midway, checkpoint]
     callbacks += watchers
     if module.watched == "val":

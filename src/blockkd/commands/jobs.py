@@ -3,12 +3,11 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from lightning import seed_everything
-from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +20,9 @@ from blockkd.commands.checkpoints import remove_checkpoints
 from blockkd.commands.checks import build_method, build_network, build_student, method_class, teacher_warning
 from blockkd.commands.errors import InvalidInputError, user_input
 from blockkd.commands.fitting import fit, make_trainer, measured, module_for
+from blockkd.commands.forecast import Forecast
 from blockkd.commands.loggers import live_loggers
+from blockkd.commands.progress import ProgressLine
 from blockkd.commands.recipe import (
     DistillRecipe,
     MethodFactory,
@@ -73,12 +74,14 @@ class Workplace:
         progress: shows the jobs.
         deadline: when to stop between two epochs.
         strict: whether to stop at a doubt about the teacher.
+        forecast: of all jobs.
     """
 
     folder: RunFolder
     progress: Progress
     deadline: Deadline
     strict: bool = False
+    forecast: Forecast = field(default_factory=Forecast)
 
     @contextmanager
     def claim(self, job: Job, wait: bool = False) -> Iterator[bool]:
@@ -111,7 +114,7 @@ def run_teacher(recipe: TeachRecipe, loaded: nn.Module, place: Workplace) -> nn.
             teacher = loaded if trained else build_network(recipe.teacher.network, "teacher")
             learner = CrossEntropy(None, teacher)
             module = _module(learner, recipe, recipe.teacher.optimizer, recipe.teacher.scheduler)
-            done = _run(job, module, recipe, 0 if trained else int(recipe.teacher.epochs), place)
+            done = _run(job, module, recipe, recipe.teacher.epochs_to_train, place)
             if done is None:
                 return None
             if is_first():
@@ -255,10 +258,8 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
     if epochs:
         try:
             watchers = [StoneWatch()] if getattr(recipe, "watch_stones", False) else []
-            with live_loggers(recipe.logger, place.folder, job) as loggers:
-                rows = fit(
-                    module, data, place.folder, job, epochs, trainer, place.progress, place.deadline, watchers, loggers
-                )
+            with live_loggers(recipe.logger, place.folder, job) as loggers, _line(job, data, place) as line:
+                rows = fit(module, data, place.folder, job, epochs, trainer, line, place.deadline, watchers, loggers)
         except DivergedError as error:
             raise DivergedError(f"{job}: {error}{_kept(error, module, job, place)}") from error
         if len(rows) < epochs:
@@ -282,6 +283,17 @@ def _run(job: Job, module: DistillationModule, recipe: TeachRecipe, epochs: int,
         "seconds": sum(float(row["seconds"]) for row in rows),
         **costs_of_step,
     }
+
+
+@contextmanager
+def _line(job: Job, data: ImageData, place: Workplace) -> Iterator[ProgressLine]:
+    """Shows the job while it trains; what is done stands above it."""
+    place.forecast.drop(lambda other: place.folder.result(other) is not None)
+    line = ProgressLine(place.progress, place.forecast, job, data.metrics)
+    try:
+        yield line
+    finally:
+        line.close()
 
 
 def _best(job: Job, module: DistillationModule, recipe: TeachRecipe, rows: list[Row], place: Workplace) -> Row:
@@ -324,11 +336,9 @@ def _finish(job: Job, result: Row, place: Workplace) -> None:
     (place.folder.job_folder(job) / DIVERGED).unlink(missing_ok=True)  # of an attempt before this one
     place.folder.finish(job, result)
     remove_checkpoints(place.folder.job_folder(job))
-    console: Console = place.progress.console
-    if not console.is_terminal:  # on a terminal the progress line says it
-        took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""
-        title = title_of(metric_of([result]))
-        console.print(f"{job}: test {title} {score(result):.2%}{took}", highlight=False)
+    took = f", {float(result['seconds']):.1f} s" if result["epochs"] else ""
+    said = f"{job}: test {title_of(metric_of([result]))} {score(result):.2%}{took}"
+    place.progress.console.print(said, highlight=False)
 
 
 def _save_folder(network: nn.Module, data: ImageData, folder: Path) -> None:

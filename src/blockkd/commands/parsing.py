@@ -26,6 +26,8 @@ from blockkd.commands.composing import PRETRAINED, TEXT_DATA, compose, networks_
 from blockkd.commands.errors import InvalidInputError, nearest
 from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.limits import check_numbers, check_values
+from blockkd.commands.machine import add_json_option
+from blockkd.commands.settings import class_names, settings_of
 from blockkd.data.images import ImageData
 from blockkd.distances import LogitDistance
 from blockkd.distiller import Distiller
@@ -40,7 +42,7 @@ for _module in ("blockkd.baselines", "blockkd.block_kd", "blockkd.data", "blockk
 # soon as they are imported. (Its own list of such modules holds from its version 5 on, before that for whoever asks.)
 set_parsing_settings(import_path_denylist=sorted(sys.stdlib_module_names))
 
-_KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what it names
+KINDS: dict[str, tuple[str, type]] = {  # the last part of an option → what it names
     "method": ("method", Distiller),
     "beside": ("method", Distiller),
     "data": ("dataset", ImageData),
@@ -84,6 +86,7 @@ def recipe_parser(
     parser.add_argument(
         "--config", action=RecipeAction, metavar="NAME_OR_PATH", help="recipe, by its name or its path (.yaml)"
     )
+    add_json_option(parser)
     parser.add_class_arguments(recipe, sub_configs=False)
     return parser
 
@@ -148,7 +151,7 @@ def explain(parser: ArgumentParser, message: str) -> str:
         return _explain_stray(parser, stray[1].partition("=")[0])
     keys = re.findall(r'Parser key "([^"]+)"', message)
     option = f"--{'.'.join(keys)}" if keys else ""
-    kind = _KINDS.get(option.rpartition(".")[2].removeprefix("--")) or _KINDS.get(option.removeprefix("--"))
+    kind = KINDS.get(option.rpartition(".")[2].removeprefix("--")) or KINDS.get(option.removeprefix("--"))
     denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if denied:
         return str(not_to_be_named(denied[1], option.removeprefix("--")))
@@ -156,22 +159,26 @@ def explain(parser: ArgumentParser, message: str) -> str:
     if kind and wrong_name:
         name = next(group for group in wrong_name.groups() if group).rstrip(".")
         known = (
-            [*NETWORKS, *(f"{library}/NAME" for library in LIBRARIES)]
-            if kind[1] is nn.Module
-            else _class_names(kind[1])
+            [*NETWORKS, *(f"{library}/NAME" for library in LIBRARIES)] if kind[1] is nn.Module else class_names(kind[1])
         )
         return f"unknown {kind[0]} {name!r} for {option}; {nearest(name, known)}"
     unaccepted = re.search(r"Option '([^']+)' is not accepted", message)
     if unaccepted:
         place = f"{option} has no setting" if option else "the recipe has a key that is not known:"
-        known = [name.removeprefix("--") for name in _options(parser)]
-        advice = "" if option else f"; {nearest(unaccepted[1], known)}"
-        return f"{place} {unaccepted[1]!r}{advice}"
+        known = _settings_in(message) if option else [name.removeprefix("--") for name in _options(parser)]
+        return f"{place} {unaccepted[1]!r}{f'; {nearest(unaccepted[1], known)}' if known else ''}"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing and not option:
         return f"the recipe says nothing about {missing[1]}"
     reason = _plain(re.sub(r'Parser key "[^"]+":?', "", message))
     return f"{option}: {reason}" if option else f"the recipe or an option cannot be used: {reason}"
+
+
+def _settings_in(message: str) -> list[str]:
+    """The settings of the class that jsonargparse speaks of; it has imported it."""
+    path = re.search(r"class_path(?:=| )'([\w.]+)\.(\w+)'", message)
+    one = getattr(importlib.import_module(path[1]), path[2], None) if path else None
+    return [*settings_of(one)] if isinstance(one, type) else []
 
 
 def _explain_stray(parser: ArgumentParser, argument: str) -> str:
@@ -216,15 +223,3 @@ def _options(parser: ArgumentParser) -> list[str]:
         for option in action.option_strings
         if option.startswith("--") and not option.endswith(("help", "+"))
     ]
-
-
-def _class_names(base: type) -> list[str]:
-    found: set[str] = set()
-    waiting: list[type[Any]] = [base]
-    while waiting:
-        subclasses: list[type[Any]] = waiting.pop().__subclasses__()
-        waiting += subclasses
-        for subclass in subclasses:
-            if subclass.__module__.startswith("blockkd.") or base in (Optimizer, LRScheduler):
-                found.add(subclass.__name__)
-    return sorted(name for name in found if not name.startswith("_"))

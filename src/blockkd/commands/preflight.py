@@ -113,6 +113,12 @@ def preflight(
         warnings.warn(warning, stacklevel=2)
 
 
+def epoch_seconds(trials: Mapping[str, Trial], data: ImageData) -> dict[str, float]:
+    """What an epoch of each method takes by its trial steps, the validation included."""
+    steps, watched = len(data.parts.train) // data.batch_size, len(getattr(data.parts, data.watched))
+    return {name: steps * trial.seconds + watched * trial.evaluating for name, trial in trials.items()}
+
+
 def _timed_steps(
     distiller: Distiller, recipe: DistillRecipe, inputs: Inputs, labels: Tensor, context: Mapping[str, Tensor]
 ) -> tuple[float, int]:
@@ -138,9 +144,7 @@ def _timed_steps(
 def _resources(recipe: DistillRecipe, trials: Mapping[str, Trial], folder: Path) -> tuple[list[str], list[str]]:
     """What the run takes, and what there is too little of."""
     data, students = recipe.data, len(trials) * recipe.seeds
-    steps = len(data.parts.train) // data.batch_size
-    watched = len(getattr(data.parts, data.watched))
-    seconds = sum(recipe.epochs * (steps * t.seconds + watched * t.evaluating) for t in trials.values()) * recipe.seeds
+    seconds = recipe.seeds * recipe.epochs * sum(epoch_seconds(trials, data).values())
     name, largest = max(trials.items(), key=lambda item: item[1].memory)
     record = 0
     if recipe.record_teacher is True:

@@ -74,6 +74,11 @@ class TeacherRecipe:
         """Whether it comes with weights for the data, so that nothing is to be trained."""
         return self.weights is not None or (isinstance(self.network, Pretrained) and self.network.is_fine_tuned)
 
+    @property
+    def epochs_to_train(self) -> int:
+        """How many epochs of training it takes."""
+        return 0 if self.is_trained else int(self.epochs)
+
 
 @dataclass(kw_only=True)
 class TeachRecipe:

@@ -18,6 +18,8 @@ from blockkd.commands.fitting import cpu_threads, make_trainer, quiet
 from blockkd.commands.helptext import HelpFormatter
 from blockkd.commands.invocation import Invocation
 from blockkd.commands.jobs import set_up
+from blockkd.commands.machine import Document, add_json_option
+from blockkd.commands.next_steps import Steps, command, say_next
 from blockkd.commands.parsing import explain, parse, recipe_parser
 from blockkd.commands.recipe import DistillRecipe, MethodFactory, TeachRecipe
 from blockkd.commands.stored import check_stored
@@ -35,8 +37,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     path = _step_file(_parse(argv))
     root, job = path.parents[2], Job(path.parents[1].name, _seed(path))
     recipe, methods = _recipe(root, job)
@@ -48,10 +50,27 @@ def run(argv: Sequence[str]) -> int:
     print(f"{job}, epoch {step.epoch}, step {step.number}. Then it was said: {said}")
     print_table(_table(step, found))
     print("Taken again, everything is finite." if found.finite else f"Taken again: {found}.")
-    return 0
+    steps: Steps = {} if found.finite else _next(root, job)
+    say_next(steps)
+    names = ("modules", "gradients", "weights")
+    return {
+        **{"method": job.method, "seed": job.seed, "epoch": step.epoch, "step": step.number, "said": said},
+        **{"finite": found.finite, "terms": found.again, "inputs_finite": found.inputs, "next": list(steps)},
+        **{name: getattr(found, name) for name in names},
+    }
 
 
-def _parse(argv: Sequence[str]) -> Path:
+def _next(root: Path, job: Job) -> Steps:
+    root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+    own = root / job.method / RECIPE
+    recipe = own if own.is_file() else root / RECIPE
+    option = "--teacher.optimizer.lr" if job.method == TEACHER_NAME else "--optimizer.lr"
+    line = command("distill", "--config", recipe, option, "LOWER", "--output", f"{root}-again")
+    return {line: "a lower learning rate is the usual mend"}
+
+
+def replay_parser() -> ArgumentParser:
+    """The options of ``replay``."""
     parser = ArgumentParser(
         prog="blockkd replay",
         description=DESCRIPTION,
@@ -59,7 +78,13 @@ def _parse(argv: Sequence[str]) -> Path:
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
+    add_json_option(parser)
     parser.add_argument("path", type=Path, metavar="RUN_OR_FILE", help=f"folder of a run, or a {DIVERGED} in it")
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> Path:
+    parser = replay_parser()
     try:
         return Path(parser.parse_args(list(argv))["path"])
     except ArgumentError as error:

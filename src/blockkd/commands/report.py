@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from blockkd.commands.errors import InvalidInputError, printable, user_input
 from blockkd.commands.fitting import cpu_threads, quiet
 from blockkd.commands.helptext import HelpFormatter
+from blockkd.commands.machine import Document, add_json_option
 from blockkd.commands.parsing import explain
 from blockkd.commands.report_runs import StoredRun, labels_of, read_runs
 from blockkd.commands.report_sections import all_sections
@@ -31,8 +32,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document:
+    """Run the command; returns what ``--json`` prints."""
     options = _parse(argv)
     paths = [Path(path) for path in options["runs"]]
     if options["images"] < 2:
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
             notes = [said for stored in runs if (said := stored.unfinished())]
             _write(target, page(title, _facts(runs), notes, sections), sections)
     print(f"The report lies in {target / PAGE}, its figures beside it.")
-    return 0
+    return {"report": target / PAGE, "runs": paths, "unfinished": notes}
 
 
 def unique_names(sections: Sequence[Section]) -> list[Section]:
@@ -60,7 +61,8 @@ def unique_names(sections: Sequence[Section]) -> list[Section]:
     return [replace(section, pictures=[named(picture) for picture in section.pictures]) for section in sections]
 
 
-def _parse(argv: Sequence[str]) -> dict[str, Any]:
+def report_parser() -> ArgumentParser:
+    """The options of ``report``."""
     parser = ArgumentParser(
         prog="blockkd report",
         description=DESCRIPTION,
@@ -73,6 +75,12 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     )
     parser.add_argument("--output", metavar="DIR", type=str, help=f"folder of the report (default: RUN/{FOLDER})")
     parser.add_argument("--images", type=int, default=IMAGES, help="at most so many test images, spread evenly")
+    add_json_option(parser)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> dict[str, Any]:
+    parser = report_parser()
     try:
         return parser.parse_args(list(argv)).as_dict()
     except ArgumentError as error:

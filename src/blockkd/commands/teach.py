@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from blockkd.commands.checks import check_teaching
-from blockkd.commands.distill import report
-from blockkd.commands.fitting import cpu_threads, progress_lines, quiet
+from blockkd.commands.distill import report, run_document
+from blockkd.commands.fitting import cpu_threads, quiet
 from blockkd.commands.invocation import add_folder_options, read_invocation
 from blockkd.commands.jobs import Workplace, run_teacher
+from blockkd.commands.machine import Document
+from blockkd.commands.next_steps import after_teaching, say_next
 from blockkd.commands.parsing import recipe_parser
+from blockkd.commands.progress import progress_lines
 from blockkd.commands.recipe import TeachRecipe
 from blockkd.commands.slices import Deadline
 from blockkd.commands.together import console, is_first, together
 from blockkd.report import TEACHER_NAME
-from blockkd.runs import TEACHER, TEACHER_FOLDER, Job
+from blockkd.runs import TEACHER, Job
 
 DEFAULT_RECIPE = "digits/teacher"
 DESCRIPTION = (
@@ -23,8 +26,8 @@ DESCRIPTION = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
+def run(argv: Sequence[str]) -> Document | None:
+    """Run the command; returns what ``--json`` prints, or None in a process that only trains along."""
     invocation = read_invocation(teach_parser(), argv, DEFAULT_RECIPE)
     recipe = invocation.recipe(TeachRecipe)
     with quiet(), cpu_threads(recipe.threads):
@@ -33,14 +36,13 @@ def run(argv: Sequence[str]) -> int:
         with together(recipe.trainer), invocation.resumable(), progress_lines(console()) as progress:
             run_teacher(recipe, loaded, Workplace(invocation.folder, progress, Deadline()))
     if not is_first():
-        return 0
-    report(invocation.folder, [Job(TEACHER_NAME, recipe.seed)], recipe.data)
-    path = invocation.folder.path
+        return None
+    jobs, path = [Job(TEACHER_NAME, int(recipe.seed))], invocation.folder.path
+    report(invocation.folder, jobs, recipe.data)
     print(f"\nThe run lies in {path}.")
-    folder = path / TEACHER_FOLDER
-    option = f"--teacher.name {folder}" if folder.is_dir() else f"--teacher.weights {path / TEACHER}"
-    print(f"Next: blockkd distill {option}")
-    return 0
+    steps = after_teaching(path)
+    say_next(steps)
+    return run_document(invocation.folder, jobs, steps)
 
 
 def teach_parser() -> ArgumentParser:
