@@ -14,6 +14,7 @@ from blockkd.data.images import ImageData, LabelledImages, Parts
 from blockkd.data.reading import read_files, read_splits
 from blockkd.data.splitting import hold_out
 from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary
+from blockkd.text.preprocessing import TextPreprocessing
 from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
 from blockkd.text.vocabulary import tokenizer_identity
@@ -149,6 +150,11 @@ class Glue(ImageData):
         check_vocabulary(self.tokenizer, *networks)
         check_length(self.max_length, *networks)
         check_labels(networks[0], networks[-1])
+
+    def preprocessing(self) -> TextPreprocessing:  # type: ignore[override]
+        """How sentences become what the networks take. Goes into exports."""
+        names = tuple(self.example(1))
+        return TextPreprocessing(self.tokenizer, self.task.columns, self.max_length, names, self.task.labels)
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return super()._loader(images, collate_fn=self._padding(), **options)
