@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from blockkd.report import by_method, lower_end, watched_score
+from blockkd.report import by_method, lower_end
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import INK, PAPER, Picture, colours_of, dashes_of, is_teacher, legend_below, panel
 from blockkd.runs import Row
@@ -14,31 +15,32 @@ if TYPE_CHECKING:
 
 PARTS = {"task": "task", "distill": "distillation", "cross": "cross"}
 LEAD = (
-    "Every thin line is one network, the thick one is the mean over the seeds of a method. Methods of one run see the "
-    "same images in the same order."
+    "Every thin line is one network, the thick one is the mean over the seeds of a method. Methods of one run see the"
 )
 
 
-def curves_section(metrics: Sequence[Row], cross_from: Mapping[str, int]) -> Section:
-    """Accuracy, loss, and the parts of the losses of methods with stones, over the epochs.
+def curves_section(metrics: Sequence[Row], cross_from: Mapping[str, int], judged: Judged = IMAGES) -> Section:
+    """Score, loss, and the parts of the losses of methods with stones, over the epochs.
 
     Args:
         metrics: one row per network and epoch, with ``method``, ``seed``, ``epoch`` from 0, ``val/accuracy`` and
             ``val/loss`` (as ``test/...`` where that is watched) and ``train/<part>/<learner>``.
         cross_from: by method, the epoch, from 0, from which on ``L_cross`` counts.
+        judged: by what the networks are judged; stands in the place of ``accuracy``.
     """
     title = "While training"
     if not metrics:
         missing = "No epoch is finished yet, so there are no curves; train on with --resume and report again."
         return Section("curves", title, "", missing=[missing])
-    part = "test" if any("test/accuracy" in row for row in metrics) else "validation"
+    part = "test" if any(f"test/{judged.metric}" in row for row in metrics) else "validation"
+    loss = "cross-entropy (nats)" if judged.has_classes else "squared error"
     pictures = [
-        _picture("accuracy", f"{part} accuracy (%)", metrics, watched_score, cross_from),
-        _picture("loss", f"{part} cross-entropy (nats)", metrics, _loss, cross_from, logarithmic=True),
+        _picture(judged.metric, f"{part} {judged.title} (%)", metrics, judged.watched, cross_from),
+        _picture("loss", f"{part} {loss}", metrics, _loss, cross_from, logarithmic=True),
     ]
     pictures += [_parts(method, rows, cross_from.get(method)) for method, rows in by_method(metrics).items()
                  if any(name.startswith("train/task/stone_") for row in rows for name in row)]  # fmt: skip
-    return Section("curves", title, LEAD, pictures)
+    return Section("curves", title, f"{LEAD} same {judged.sample}s in the same order.", pictures)
 
 
 def by_epoch(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[int, list[float]]:

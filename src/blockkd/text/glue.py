@@ -156,6 +156,19 @@ class Glue(ImageData):
         names = tuple(self.example(1))
         return TextPreprocessing(self.tokenizer, self.task.columns, self.max_length, names, self.task.labels)
 
+    def sentences(self, part: LabelledImages, index: int) -> list[str]:
+        """The sentence at an index of a part, or the two, as the networks read them: cut, and with unknown words so."""
+        tokens: Any = part[index][0]
+        found: list[list[int]] = [[]]
+        for token in tokens["input_ids"].tolist():
+            if token == self.tokenizer.sep_token_id:
+                found.append([])
+            else:
+                found[-1].append(token)
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        kept = ([token for token in one if token not in special] for one in found)
+        return [self.tokenizer.decode(one) for one in kept if one]
+
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return super()._loader(images, collate_fn=self._padding(), **options)
 
