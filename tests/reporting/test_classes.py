@@ -40,8 +40,8 @@ def test_examples_are_the_images_that_one_network_alone_gets_right() -> None:
         section = classes_section("we", "they", logits, labels, ["cat", "dog", "<b>owl"], image)
     assert shown == [1, 2]
     assert [example.text for gallery in section.galleries for example in gallery.examples] == [
-        "dog, not <b>owl",
-        "<b>owl, not cat",
+        "dog, taken for <b>owl",
+        "<b>owl, taken for cat",
     ]
     assert "better on 1 of 3 classes, worse on 1" in section.lead
     assert section.galleries[0].title == "Right with we, wrong with they: 1 of 5 images"

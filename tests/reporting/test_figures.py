@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from blockkd import durable
 from blockkd.reporting import figures
 from blockkd.reporting.figures import LIST, PAGE, is_free, write_report
 
@@ -66,7 +67,7 @@ def test_a_list_that_no_report_wrote_removes_nothing(content: str, tmp_path: Pat
 
 def test_what_was_cut_short_is_known_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_report(tmp_path, "old", OLD)
-    write = figures.write_durably
+    write = durable.write_durably
 
     def full(path: Path, *parts: bytes, flush: bool = True) -> None:
         if path.name == PAGE:

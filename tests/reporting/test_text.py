@@ -89,6 +89,9 @@ def test_results_and_curves_are_those_of_the_tasks_metric() -> None:
     for row in read_csv(Path("run/results.csv")):
         assert f"{row['method']}</th><td>{100 * float(row['test_matthews']):.2f}</td>" in section("results")
     assert "test Matthews correlation (%)" in section("results")
+    lengths = [data().example(size)["input_ids"].shape[1] for size in (2, 8)]
+    assert f"FLOPs of one training step for one sentence of {lengths[1]} tokens" in section("results")
+    assert f"are of a forward pass for one sentence of {lengths[0]} tokens" in section("results")
     assert Path("run/report/matthews.png").is_file()
     assert not Path("run/report/accuracy.png").exists()
     assert "test Matthews correlation (%)" in section("curves")
@@ -121,7 +124,7 @@ def test_sentences_are_shown_and_stay_text() -> None:
         assert quote.removeprefix("&lt;img src=x onerror=alert(1)&gt; ").removesuffix(r"\u202e\x1b[2J").strip() in known
     assert "<img src=x" not in text()
     assert not {"\x1b", "\u202e"} & set(text())
-    assert "acceptable, not unacceptable" in classes
+    assert "acceptable, taken for unacceptable" in classes
     assert "minus that of fine_tuning" in classes
 
 
@@ -131,7 +134,7 @@ def test_what_is_shown_of_a_pair_are_both_sentences() -> None:
     rows = datasets.Dataset.from_parquet("glue/mrpc/validation.parquet")
     for index in range(4):
         expected = [rows[index]["sentence1"], rows[index]["sentence2"]]
-        assert pairs.sentences(pairs.parts.test, index) == expected
+        assert pairs.test_sentences(index) == expected
 
 
 def test_a_section_of_sentences_is_escaped() -> None:

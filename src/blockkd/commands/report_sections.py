@@ -14,6 +14,7 @@ from blockkd.blockwise import BlockwiseDistiller
 from blockkd.calling import Inputs, count, image_shape
 from blockkd.commands.checks import build_method, build_network, build_student
 from blockkd.commands.errors import printable, user_input
+from blockkd.commands.jobs import COST_IMAGES
 from blockkd.commands.recipe import DistillRecipe
 from blockkd.commands.report_runs import Line, StoredRun, labels_of
 from blockkd.comparison import summarise
@@ -87,8 +88,9 @@ def all_sections(runs: Sequence[StoredRun], most: int) -> Iterator[Section]:
 def _judged(data: ImageData) -> Judged:
     if not isinstance(data, Glue):
         return Judged(data.sample, data.metrics, inputs=f"one {data.sample}")
-    length = image_shape(data.example())[1]
-    return Judged(data.sample, data.metrics, bool(data.task.labels), f"one {data.sample} of {length} tokens")
+    batches = data.example(), data.example(min(data.batch_size, COST_IMAGES))  # as a run's costs are measured
+    inputs = (f"one {data.sample} of {image_shape(batch)[1]} tokens" for batch in batches)
+    return Judged(data.sample, data.metrics, bool(data.task.labels), *inputs)
 
 
 def _diagram(main: str | None, lines: Mapping[str, Line], judged: Judged) -> Section:
@@ -164,13 +166,13 @@ def _cut(networks: Sequence[Network], example: Inputs) -> tuple[dict[str, Blocks
 
 
 def _shown(data: ImageData, indices: Tensor) -> Callable[[int, str], Example]:
-    """How a sample of a number 0 … N - 1 is shown, with what is said of it: an image, or sentences as they are read."""
+    """How a sample of a number 0 … N - 1 is shown, with what is said of it: an image, or sentences as written."""
     if not isinstance(data, Glue):
         pixels = Pixels(data.parts.test, indices)
         return lambda number, said: Example(said, png_of(pixels(number)))
 
     def sentences(number: int, said: str) -> Example:
-        found = data.sentences(data.parts.test, int(indices[number]))
+        found = data.test_sentences(int(indices[number]))
         return Example(said, sentences=[_short(printable(sentence)) for sentence in found])
 
     return sentences

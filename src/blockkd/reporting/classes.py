@@ -67,7 +67,8 @@ def classes_section(
     ):
         numbers = found.nonzero().flatten().tolist()
         examples = [
-            show(i, f"{_short(names[int(labels[i])])}, not {_short(names[int(wrong[i])])}") for i in numbers[:EXAMPLES]
+            show(i, f"{_short(names[int(labels[i])])}, taken for {_short(names[int(wrong[i])])}")
+            for i in numbers[:EXAMPLES]
         ]
         if examples:
             galleries.append(Gallery(f"{title}: {len(numbers)} of {len(labels)} {judged.sample}s", examples))

@@ -51,9 +51,10 @@ def results_section(comparison: Comparison, rows: Sequence[Row], test_samples: i
     missing = (
         () if pictures else (f"{_capital(judged.title)} against cost needs two methods: add one with blockkd compare.",)
     )
+    forward = f": FLOPs / {judged.sample} are of a forward pass for {judged.inputs}." if judged.step_inputs else "."
     lead = (
-        f"Costs are FLOPs of one training step for {judged.inputs}, forward and backward, of all that runs: student, "
-        "teacher, stones. What is deployed costs the same whatever the method."
+        f"Costs are FLOPs of one training step for {judged.step_inputs or judged.inputs}, forward and backward, of all "
+        f"that runs: student, teacher, stones. What is deployed costs the same whatever the method{forward}"
     )
     return Section("results", "Results", lead if students else "", pictures, [table], missing=missing)
 
@@ -120,7 +121,7 @@ def _cost(students: Sequence[Summary], baseline: str | None, rows: Sequence[Row]
     elif counted:
         costs, label = (
             [_step_flops(groups[s.method]) for s in students],
-            f"FLOPs of a training step, for {judged.inputs}",
+            f"FLOPs of a training step, for {judged.step_inputs or judged.inputs}",
         )
     else:
         costs, label = [summary.seconds.mean for summary in students], "training time (s)"

@@ -13,6 +13,7 @@ from blockkd.runs import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+DECADE = 10.0
 PARTS = {"task": "task", "distill": "distillation", "cross": "cross"}
 LEAD = (
     "Every thin line is one network, the thick one is the mean over the seeds of a method. Methods of one run see the"
@@ -53,6 +54,13 @@ def by_epoch(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[
     return dict(sorted(found.items()))
 
 
+def whole_epochs(axes: "Axes") -> None:
+    """Ticks along x at whole numbers only: of a few epochs the rest would be fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
 def mark_cross(axes: "Axes", epochs: Sequence[int]) -> None:
     """A line for each epoch, from 0, in which ``L_cross`` starts."""
     for epoch in sorted(set(epochs)):
@@ -71,6 +79,15 @@ def mark_cross(axes: "Axes", epochs: Sequence[int]) -> None:
         )
 
 
+def _by_ratios(axes: "Axes") -> None:
+    """A logarithmic scale along y where the values span so much that it has numbers at its ticks."""
+    values = [float(value) for line in axes.get_lines() for value in line.get_ydata()]
+    if values and min(values) > 0 and max(values) / min(values) > DECADE:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
 def _picture(
     name: str,
     label: str,
@@ -84,10 +101,9 @@ def _picture(
     for method, rows in groups.items():
         _lines(axes, rows, value, method, list(groups))
     axes.set(xlabel="epoch", ylabel=label)
+    whole_epochs(axes)
     if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        _by_ratios(axes)
     else:
         axes.set_ylim(lower_end([number for row in metrics if (number := value(row)) is not None]), 100.5)
     mark_cross(axes, list(cross_from.values()))
@@ -119,9 +135,8 @@ def _parts(method: str, rows: Sequence[Row], cross_from: int | None) -> Picture:
     for part, name in PARTS.items():
         _lines(axes, rows, lambda row, part=part: _sum(row, f"train/{part}/"), name, names)  # type: ignore[misc]
     axes.set(xlabel="epoch", ylabel="weighted loss while training", title=method)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    whole_epochs(axes)
+    _by_ratios(axes)
     mark_cross(axes, [] if cross_from is None else [cross_from])
     legend_below(axes, columns=3)
     caption = f"The parts of the loss of {method}: each summed up over student and stones, times its weight."

@@ -154,7 +154,7 @@ def _block(axes: "Axes", x: float, y: float, title: str, cut: Cut, place: int, c
         )
     )
     name, (parameters, flops) = cut.names[place], cut.costs[place]
-    name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :].lstrip('.')}"
     lines = (f"{title}  {name}", cut.shapes[place], f"{short(parameters)} par. · {short(flops)} FLOPs")
     for number, (line, size) in enumerate(zip(lines, (8.5, 8, 7.3), strict=True)):
         axes.text(x + BOX / 2, y + 0.12 + 0.17 * number, line, ha="center", va="center", fontsize=size, zorder=4)

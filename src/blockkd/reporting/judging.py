@@ -15,13 +15,15 @@ class Judged:
         sample: what one input is called.
         metrics: by which networks are judged; the first is the one that counts.
         has_classes: false for a regression, which has nothing to be right or wrong about.
-        inputs: what one input is in the costs: of sentences also how long.
+        inputs: what one input is in the costs of a forward pass: of sentences also how long.
+        step_inputs: what it is in those of a training step, whose batch is padded to another length; "" for the same.
     """
 
     sample: str = "image"
     metrics: tuple[str, ...] = (ACCURACY,)
     has_classes: bool = True
     inputs: str = "one image"
+    step_inputs: str = ""
 
     @property
     def metric(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blockkd.report import by_method, mean_and_deviation
-from blockkd.reporting.curves import by_epoch, file_name, mark_cross
+from blockkd.reporting.curves import by_epoch, file_name, mark_cross, whole_epochs
 from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import BLUE, INK, VERMILION, Picture, colours_of, dashes_of, legend_below, panel
@@ -175,6 +175,7 @@ def _lines(
         line.set(linestyle=dash, marker="o" if len(means) == 1 else "")
         lowest += means[len(means) // 2 :]
     axes.set(xlabel="epoch", ylabel=label, title=method)
+    whole_epochs(axes)
     _fit(axes, min(lowest, default=0.0))
     mark_cross(axes, [] if cross_from is None else [cross_from])
     legend_below(axes, columns=3)

@@ -75,6 +75,7 @@ class Glue(ImageData):
         self._named: str | None = tokenizer if isinstance(tokenizer, str) else None
         self._tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
         self._tokenizer_revision: str | None = None
+        self._test_texts: Any = None
 
     @property
     def num_classes(self) -> int:
@@ -119,6 +120,7 @@ class Glue(ImageData):
         for name in names:
             if name not in splits:
                 raise ValueError(f"{self.path!r} has no split {name!r} of {self.task_name}, only {sorted(splits)}")
+        self._test_texts = splits[self.task.evaluation]
         whole, test = (self._tokenized(splits[name], name) for name in names)
         rest, held_out = self._held_out(whole[1])
         return Parts(
@@ -156,18 +158,12 @@ class Glue(ImageData):
         names = tuple(self.example(1))
         return TextPreprocessing(self.tokenizer, self.task.columns, self.max_length, names, self.task.labels)
 
-    def sentences(self, part: LabelledImages, index: int) -> list[str]:
-        """The sentence at an index of a part, or the two, as the networks read them: cut, and with unknown words so."""
-        tokens: Any = part[index][0]
-        found: list[list[int]] = [[]]
-        for token in tokens["input_ids"].tolist():
-            if token == self.tokenizer.sep_token_id:
-                found.append([])
-            else:
-                found[-1].append(token)
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
-        kept = ([token for token in one if token not in special] for one in found)
-        return [self.tokenizer.decode(one) for one in kept if one]
+    def test_sentences(self, index: int) -> list[str]:
+        """The sentence at an index of the test part, or the two, as they were written. Raises IndexError."""
+        if not 0 <= index < len(self.parts.test):  # which loads them
+            raise IndexError(f"there is no sentence {index}, only 0 … {len(self.parts.test) - 1}")
+        row = self._test_texts[index]
+        return [row[column] or "" for column in self.task.columns]
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return super()._loader(images, collate_fn=self._padding(), **options)
