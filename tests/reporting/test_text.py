@@ -163,7 +163,8 @@ def test_logits_and_features_are_those_of_each_sentence_by_itself() -> None:
     said: list[Tensor] = []
     hidden: list[list[Tensor]] = []
     for index in indices.tolist():
-        tokens = {name: value[None] for name, value in part.parts.test[index][0].items()}
+        one: Any = part.parts.test[index][0]
+        tokens = {name: value[None] for name, value in one.items()}
         with torch.no_grad():
             output = network(**tokens, output_hidden_states=True)
         said.append(output.logits)
