@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import blockkd
 from blockkd.cli import main
 from blockkd.data import Digits
-from blockkd.exporting import load_preprocessing, onnx_file
+from blockkd.exporting import Preprocessing, load_preprocessing, onnx_file
 from blockkd.exporting.folder import sha256
 from blockkd.exporting.latency import benchmark
 from blockkd.models import ResNet
@@ -81,6 +81,7 @@ def test_two_lines_give_the_network_back(exported: Path, run: Path) -> None:
     assert not network.training
     assert torch.equal(network(images), student(run)(images))
     preprocessing = load_preprocessing(exported)
+    assert isinstance(preprocessing, Preprocessing)
     from sklearn.datasets import load_digits
 
     raw = torch.tensor(load_digits().images[:, None], dtype=torch.float32)
