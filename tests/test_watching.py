@@ -75,6 +75,7 @@ def test_agreement_counts_images() -> None:
     found = agreement(dict(zip(("student", "teacher", "stone_2"), one_hot, strict=True)), torch.tensor([0, 1, 1, 1]))
     assert {name: float(value) for name, value in found.items()} == {
         "teacher/accuracy": 0.75,
+        "student/accuracy": 0.5,
         "student/agrees_teacher": 0.5,
         "stone_2/accuracy": 0.5,
         "stone_2/agrees_teacher": 0.5,

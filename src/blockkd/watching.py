@@ -15,9 +15,10 @@ class StoneWatch(Callback):
     """Logs each stone's accuracy, and how often it agrees with teacher and student, whenever there is a validation.
 
     The shares of images, 0 … 1, are ``val/stone_i/accuracy``, ``val/stone_i/agrees_teacher``,
-    ``val/stone_i/agrees_student``, ``val/student/agrees_teacher`` and ``val/teacher/accuracy``; as ``test/...`` where
-    the test part is watched. It costs a forward pass of student, stones and teacher over the images that are
-    validated; the training itself stays the same to the bit. Methods without stones are left alone.
+    ``val/stone_i/agrees_student``, ``val/student/accuracy``, ``val/student/agrees_teacher`` and
+    ``val/teacher/accuracy``; as ``test/...`` where the test part is watched. It costs a forward pass of student, stones
+    and teacher over the images that are validated; the training itself stays the same to the bit. Methods without
+    stones are left alone.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,11 @@ def agreement(logits: dict[str, Float[Tensor, "B K"]], targets: Int[Tensor, " B"
     """
     said = {name: values.argmax(dim=1) for name, values in logits.items()}
     student, teacher = said.pop("student"), said.pop("teacher")
-    shares = {"teacher/accuracy": teacher == targets, "student/agrees_teacher": student == teacher}
+    shares = {
+        "teacher/accuracy": teacher == targets,
+        "student/accuracy": student == targets,  # which not every task is judged by
+        "student/agrees_teacher": student == teacher,
+    }
     for name, classes in said.items():
         shares |= {
             f"{name}/accuracy": classes == targets,

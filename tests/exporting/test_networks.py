@@ -39,7 +39,22 @@ from blockkd.models import create_model
 for module in ("onnxruntime", "onnxscript", "timm", "torchvision", "transformers"):
     pytest.importorskip(module, reason=f"{module} is not installed")
 
-FACTS = Facts("a", "kd", "b", "data", 0, 1, {"test": 0.5}, {"test": 0.6}, {"test": 10}, 1, 2, 3, 4, "0" * 64)
+FACTS = Facts(
+    "a",
+    "kd",
+    "b",
+    "data",
+    0,
+    1,
+    {"test": {"accuracy": 0.5}},
+    {"test": {"accuracy": 0.6}},
+    {"test": 10},
+    1,
+    2,
+    3,
+    4,
+    "0" * 64,
+)
 GREY = Preprocessing((8, 8), (0.5,), (0.25,), labels=("no", "yes", "perhaps"))
 TIMM = {
     "name": "timm/vit_tiny_patch16_224",
@@ -128,17 +143,17 @@ def test_whole_numbers_come_near(name: str, tmp_path: Path) -> None:
 
 def test_timm_loads_its_folder_without_us(tmp_path: Path) -> None:
     net, inputs = network("timm")
-    line = write_hub(net, TIMM, inputs, GREY, tmp_path / "hub")
-    said = fresh(f"import timm; network = {line}; config = network.pretrained_cfg", inputs, tmp_path)
+    lines = write_hub(net, TIMM, inputs, GREY, tmp_path / "hub")
+    said = fresh("\n".join([*lines, "config = network.pretrained_cfg"]), inputs, tmp_path)
     assert torch.allclose(said["logits"], call(net, inputs), atol=1e-6)  # threads may add in another order
     assert said["shown"] == "(0.5,) (0.25,) (1, 16, 16)"
 
 
 def test_transformers_loads_its_folders_without_us(tmp_path: Path) -> None:
     net, inputs = network("bert")
-    line = write_hub(net, describe_transformers(net), inputs, None, tmp_path / "hub")
-    assert line == 'transformers.AutoModelForSequenceClassification.from_pretrained("hub")'
-    said = fresh(f"import transformers; network = {line}", inputs, tmp_path)
+    lines = write_hub(net, describe_transformers(net), inputs, None, tmp_path / "hub")
+    assert lines[1] == 'network = transformers.AutoModelForSequenceClassification.from_pretrained("hub")'
+    said = fresh("\n".join(lines), inputs, tmp_path)
     assert torch.allclose(said["logits"], call(net, inputs), atol=1e-6)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from blockkd.reporting.classes import class_gains, classes_section
+from blockkd.reporting.classes import class_gains, classes_section, png_of
+from blockkd.reporting.sections import Example
 from blockkd.reporting.style import look
 
 
@@ -31,26 +32,33 @@ def test_examples_are_the_images_that_one_network_alone_gets_right() -> None:
     }
     shown: list[int] = []
 
-    def image(number: int) -> torch.Tensor:
+    def image(number: int, said: str) -> Example:
         shown.append(number)
-        return torch.zeros(1, 2, 2)
+        return Example(said, png_of(torch.zeros(1, 2, 2)))
 
     with look():
         section = classes_section("we", "they", logits, labels, ["cat", "dog", "<b>owl"], image)
     assert shown == [1, 2]
     assert [example.text for gallery in section.galleries for example in gallery.examples] == [
-        "dog, not <b>owl",
-        "<b>owl, not cat",
+        "dog, taken for <b>owl",
+        "<b>owl, taken for cat",
     ]
     assert "better on 1 of 3 classes, worse on 1" in section.lead
     assert section.galleries[0].title == "Right with we, wrong with they: 1 of 5 images"
+
+
+def nothing(number: int, said: str) -> Example:
+    del number
+    return Example(said)
 
 
 def test_seeds_are_paired_where_both_have_them() -> None:
     labels = torch.tensor([0, 1])
     right, wrong = torch.eye(2), 1 - torch.eye(2)
     with look():
-        paired = classes_section("a", "b", {"a": {1: right, 2: wrong}, "b": {2: wrong, 3: right}}, labels, ["x", "y"])
-        to_one = classes_section("a", "b", {"a": {1: right, 2: right}, "b": {9: wrong}}, labels, ["x", "y"])
+        paired = classes_section(
+            "a", "b", {"a": {1: right, 2: wrong}, "b": {2: wrong, 3: right}}, labels, ["x", "y"], nothing
+        )
+        to_one = classes_section("a", "b", {"a": {1: right, 2: right}, "b": {9: wrong}}, labels, ["x", "y"], nothing)
     assert "+0.00 points on average; 1 pair of networks" in paired.lead
     assert "+100.00 points on average; 2 pairs of networks" in to_one.lead

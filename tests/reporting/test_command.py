@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from blockkd.cli import main
-from blockkd.commands import report
 from blockkd.models.weights import read_state_dict
+from blockkd.reporting import figures
 from blockkd.runs import read_csv
 from tests.reporting.browser import browser, shown
 from tests.test_cli import SMALL, FewDigits
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_old_page(monkeypatch: pytest.MonkeyPatch, capsys
         del parts, flush
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(report, "write_durably", full)
+    monkeypatch.setattr(figures, "write_durably", full)
     assert main(["report", "run"]) == 74
     assert "No space left" in capsys.readouterr().err
     assert text() == before

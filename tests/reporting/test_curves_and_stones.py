@@ -4,6 +4,7 @@ import pytest
 
 from blockkd.reporting.costs import STEPS, ablation_section
 from blockkd.reporting.curves import by_epoch, curves_section
+from blockkd.reporting.judging import Judged
 from blockkd.reporting.stones import along_depth, bottleneck, stones_section
 from blockkd.reporting.style import look
 from blockkd.runs import Row
@@ -93,3 +94,25 @@ def test_the_ablation_is_paired_by_seed_and_needs_all_steps() -> None:
     missing = ablation_section([one for one in rows if one["method"] != "kd"]).missing[0]
     assert missing.startswith("Not trained: kd.")
     assert "digits/ablation" in missing
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.3, "linear"), (0.01, "log")])
+def test_a_loss_has_numbers_at_its_ticks_and_epochs_are_whole(last: float, scale: str) -> None:
+    rows = [row("kd", 0, 0), row("kd", 0, 1), row("kd", 0, 2, val__loss=last)]
+    with look():
+        loss = curves_section(rows, {}).pictures[1].figure.axes[0]
+    assert loss.get_yscale() == scale
+    low, high = loss.get_xlim()
+    assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1, 2, 3]
+
+
+def test_scores_are_those_of_the_metric() -> None:
+    judged = Judged("sentence", ("matthews",))
+    rows: list[Row] = [{"method": "kd", "seed": 0, "epoch": 0, "val/matthews": -0.25, "val/loss": 0.5}]
+    with look():
+        picture = curves_section(rows, {}, judged).pictures[0]
+    assert picture.name == "matthews"
+    (line,) = picture.figure.axes[0].get_lines()
+    assert list(line.get_ydata()) == [-25.0]  # type: ignore[arg-type]
+    assert picture.figure.axes[0].get_ylim()[0] < -25
+    assert "needs classes" in stones_section(rows, ["kd"], {}, Judged("sentence", ("spearman",), False)).missing[0]

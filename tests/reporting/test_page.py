@@ -35,7 +35,10 @@ def drawn(name: str, label: str) -> Picture:
 @pytest.fixture
 def hostile() -> str:
     with look():
-        gallery, table = Gallery(HOSTILE, [Example(b"png", HOSTILE)]), Table([HOSTILE], [[HOSTILE]], HOSTILE)
+        gallery, table = (
+            Gallery(HOSTILE, [Example(HOSTILE, b"png"), Example(HOSTILE, sentences=[HOSTILE])]),
+            Table([HOSTILE], [[HOSTILE]], HOSTILE),
+        )
         pictures = [drawn("one", HOSTILE), drawn("two", HOSTILE)]
         section = Section("a", HOSTILE, HOSTILE, pictures, [table], [gallery], [HOSTILE], [HOSTILE])
         return page(HOSTILE, [("data", HOSTILE)], [HOSTILE], [section])

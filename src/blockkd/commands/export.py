@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from blockkd import costs
+from blockkd.calling import Inputs
 from blockkd.commands.checks import build_network, build_student
 from blockkd.commands.composing import read_recipe
 from blockkd.commands.distill import all_methods
@@ -23,19 +24,24 @@ from blockkd.commands.recipe import DistillRecipe, MethodFactory
 from blockkd.commands.students import network_name, student_of_file
 from blockkd.data.images import ImageData
 from blockkd.exporting.building import Description, describe
-from blockkd.exporting.card import Facts
+from blockkd.exporting.calls import sizes
+from blockkd.exporting.card import Facts, Scores
 from blockkd.exporting.exporter import CARD, FORMATS, Exported, Student, check_formats, export
 from blockkd.exporting.folder import check_free, sha256
 from blockkd.exporting.latency import latency_facts, latency_table
+from blockkd.exporting.preparation import Preparation
 from blockkd.models.weights import load_weights
 from blockkd.report import TEACHER_NAME, print_table
 from blockkd.runs import RECIPE, STUDENT, TEACHER, Job, Row, RunFolder
+from blockkd.scores import title_of
+from blockkd.text.preprocessing import TextPreprocessing
 
 FOLDER = "export"
+SENTENCES = 16  # of the test part, which are said to network and files; none of them gets into a file
 DESCRIPTION = (
-    "Write a run's student, alone, to a folder: its weights, how images are made ready for it, and a model card. Every "
-    "file is read back and compared with the student before the folder gets its name. Recipe options say where the "
-    "run's data lie now, as --data.path does."
+    "Write a run's student, alone, to a folder: its weights, how images or sentences are made ready for it, and a "
+    "model card. Every file is read back and compared with the student before the folder gets its name. Recipe options "
+    "say where the run's data lie now, as --data.path does."
 )
 
 
@@ -106,9 +112,9 @@ def export_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="which student, by its seed (default: the run's first)")
     add("--output", metavar="DIR", help=f"the folder to write (default: RUN/{FOLDER})")
     add("--overwrite", action="store_true", help="replace the export that the folder holds")
-    add("--int8", action="store_true", help="add a quantised ONNX file, and measure its accuracy on the test images")
-    add_json_option(parser)
+    add("--int8", action="store_true", help="add a quantised ONNX file, and measure it on the test part")
     add("--benchmark", action="store_true", help="time teacher, student and files on this machine's CPU")
+    add_json_option(parser)
     return parser
 
 
@@ -147,11 +153,6 @@ def _request(options: argparse.Namespace, rest: Sequence[str]) -> Request:
     parser = recipe_parser("export", DistillRecipe, DESCRIPTION)
     config = parse(parser, [f"--config={path}", *rest])
     recipe = Invocation(parser, config, folder).recipe(DistillRecipe)
-    if not isinstance(recipe.data.example(), Tensor):
-        raise InvalidInputError(
-            f"{folder.path} holds a classifier of sentences: the folder student.pretrained in it is what transformers "
-            "loads, and nothing else is in it; export is for images"
-        )
     compared = path.parent != folder.path
     methods = {options.method: recipe.method} if compared else all_methods(recipe, config)
     name = next(iter(methods)) if options.method is None else _known(options.method, list(methods), folder)
@@ -185,22 +186,30 @@ def _student(request: Request) -> Student:
     for role, one, path in (("student", network, weights), (TEACHER_NAME, teacher, theirs)):
         with user_input(f"cannot use the weights of the {role}"):
             load_weights(one.eval(), path)
-    example = recipe.data.example()
+    inputs, preprocessing = _inputs(recipe.data, network)
     return Student(
         network=network,
-        description=_description(request, network, teacher, deployed, list(example.shape)),
-        inputs=example,
+        description=_description(request, network, teacher, deployed),
+        inputs=inputs,
         facts=_facts(request, network, teacher, result),
-        preprocessing=recipe.data.preprocessing(),
+        preprocessing=preprocessing,
         teacher=teacher,
         fresh=None if deployed else build_student(recipe, teacher),
         deployed=deployed,
     )
 
 
-def _description(
-    request: Request, network: nn.Module, teacher: nn.Module, deployed: bool, shape: list[int]
-) -> Description:
+def _inputs(data: ImageData, network: nn.Module) -> tuple[Inputs, Preparation | None]:
+    """A batch as the network takes it, sequences as long as they get; and how raw inputs become such."""
+    preprocessing: Preparation | None = data.preprocessing()
+    if not isinstance(preprocessing, TextPreprocessing):
+        return data.example(), preprocessing
+    own, test = preprocessing.only_for(network, data.example()), data.parts.test
+    tokens: list[Any] = [test[index][0] for index in range(0, len(test), -(-len(test) // SENTENCES))]
+    return own.batch(tokens), own
+
+
+def _description(request: Request, network: nn.Module, teacher: nn.Module, deployed: bool) -> Description:
     classes, config = request.recipe.data.num_classes, request.config
     if not deployed:
         return describe(network, config["student"], classes)
@@ -209,7 +218,7 @@ def _description(
         "deployed_by": request.entry,
         "teacher": describe(teacher, config["teacher"]["network"], classes),
         "student": describe(student, config["student"], classes),
-        "input_shape": shape,
+        "inputs": sizes(request.recipe.data.example()),
     }
 
 
@@ -224,9 +233,10 @@ def _facts(request: Request, network: nn.Module, teacher: nn.Module, result: Row
         data=_data_name(data),
         seed=job.seed,
         epochs=int(result["epochs"]),
-        accuracy=_accuracies(result),
-        teacher_accuracy=_accuracies(theirs),
-        images={name: len(part) for name, part in zip(data.parts._fields, data.parts, strict=True)},
+        scores=_scores(result, data.metrics),
+        teacher_scores=_scores(theirs, data.metrics),
+        samples={name: len(part) for name, part in zip(data.parts._fields, data.parts, strict=True)},
+        sample=data.sample,
         parameters=costs.parameters(network),
         teacher_parameters=costs.parameters(teacher),
         flops=costs.flops(network, example),
@@ -235,18 +245,20 @@ def _facts(request: Request, network: nn.Module, teacher: nn.Module, result: Row
     )
 
 
-def _accuracies(result: Row) -> dict[str, float]:
+def _scores(result: Row, metrics: Sequence[str]) -> Scores:
     """As the run stored them, by part of the data."""
-    found = {part: result.get(f"{part}_accuracy") for part in ("test", "val")}
-    return {part: float(value) for part, value in found.items() if value is not None}
+    found = {part: {metric: result.get(f"{part}_{metric}") for metric in metrics} for part in ("test", "val")}
+    return {part: {metric: float(value) for metric, value in values.items() if value is not None}
+            for part, values in found.items()}  # fmt: skip
 
 
 def _data_name(data: ImageData) -> str:
     """The dataset's class, and where it has one its name, without the folders of this machine."""
-    path = getattr(data, "path", None)
+    path, task = getattr(data, "path", None), getattr(data, "task_name", None)
+    name = f"{type(data).__name__} {task}" if isinstance(task, str) else type(data).__name__
     if not isinstance(path, str):
-        return type(data).__name__
-    return f"{type(data).__name__} {Path(path).name if Path(path).is_absolute() else path}"
+        return name
+    return f"{name} {Path(path).name if Path(path).is_absolute() else path}"
 
 
 def _show(exported: Exported) -> None:
@@ -259,9 +271,8 @@ def _show(exported: Exported) -> None:
     print_table(table)
     if exported.int8 is not None:
         found = exported.int8
-        print(
-            f"int8 ({found['scheme']}): right on {found['int8_accuracy']:.2%} of {found['images']:,} test images, the "
-            f"float file on {found['float_accuracy']:.2%}."
-        )
+        said = [f"{title_of(metric)} {value:.2%} (float: {found['float'][metric]:.2%})"
+                for metric, value in found["int8"].items()]  # fmt: skip
+        print(f"int8 ({found['scheme']}) on {found['samples']:,} test {found['sample']}s: {', '.join(said)}.")
     if exported.latencies:
         print_table(latency_table(exported.latencies))

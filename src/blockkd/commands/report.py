@@ -14,20 +14,19 @@ from blockkd.commands.machine import Document, add_json_option
 from blockkd.commands.parsing import explain
 from blockkd.commands.report_runs import StoredRun, labels_of, read_runs
 from blockkd.commands.report_sections import all_sections
-from blockkd.durable import DRAFT, write_durably
 from blockkd.report import TEACHER_NAME
+from blockkd.reporting.figures import PAGE, is_free, write_report
 from blockkd.reporting.page import page
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import Picture, look
-from blockkd.runs import write_text
 
-PAGE, FOLDER = "index.html", "report"
+FOLDER = "report"
 IMAGES = 10_000
-FIGURES = (".png", ".svg", DRAFT)  # of a report that was cut short there may be nothing else
+SHOWN = ("task", "path", "split_seed", "val_share")  # settings of the data
 DESCRIPTION = (
     "Write one HTML page about runs of distill, compare or teach, which opens from disk and asks no network for "
     "anything, and its figures as PNG and SVG beside it: curves, stones, both networks, calibration, classes, costs, "
-    "features. Networks are measured again on the test images; nothing is trained. Of an unfinished run it shows what "
+    "features. Networks are measured again on the test part; nothing is trained. Of an unfinished run it shows what "
     "is there."
 )
 
@@ -74,7 +73,9 @@ def report_parser() -> ArgumentParser:
         "runs", type=str, nargs="+", metavar="RUN", help="folder of a run; several must share their data"
     )
     parser.add_argument("--output", metavar="DIR", type=str, help=f"folder of the report (default: RUN/{FOLDER})")
-    parser.add_argument("--images", type=int, default=IMAGES, help="at most so many test images, spread evenly")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help="at most so many test images or sentences, spread evenly"
+    )
     add_json_option(parser)
     return parser
 
@@ -94,21 +95,16 @@ def _check_target(target: Path) -> None:
     with user_input():
         if target.exists() and not target.is_dir():
             raise InvalidInputError(f"{target} is a file; choose another folder with --output")
-        strange = target.is_dir() and any(path.suffix not in FIGURES for path in target.iterdir())
-        if strange and not (target / PAGE).is_file():
+        if not is_free(target):
             raise InvalidInputError(f"{target} is not empty and holds no report; choose another folder with --output")
 
 
 def _write(target: Path, text: str, sections: Sequence[Section]) -> None:
-    """Figures first, the page last: where it lies, all that it names does."""
     pictures = [picture for section in sections for picture in section.pictures]
     files = {f"{picture.name}.{kind}": content for picture in pictures
              for kind, content in (("png", picture.png()), ("svg", picture.svg()))}  # fmt: skip
     with user_input(f"cannot write to {target}"):
-        target.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_durably(target / name, content, flush=False)
-        write_text(target / PAGE, text)
+        write_report(target, text, files)
 
 
 def _title(runs: Sequence[StoredRun]) -> str:
@@ -118,9 +114,10 @@ def _title(runs: Sequence[StoredRun]) -> str:
 def _facts(runs: Sequence[StoredRun]) -> list[tuple[str, str]]:
     data = runs[0].recipe.data
     settings = {key.rpartition(".")[2]: value for key, value in runs[0].data.items()}
-    shown = ", ".join(f"{key} {value}" for key, value in settings.items() if key in ("path", "split_seed", "val_share"))
-    sizes = f"{len(data.parts.train)} training, {len(data.parts.val)} validation, {len(data.parts.test)} test images"
-    name = f"{type(data).__name__}, {data.num_classes} classes: {sizes}" + (f" ({shown})" if shown else "")
+    shown = ", ".join(f"{key} {settings[key]}" for key in SHOWN if key in settings)
+    sizes = f"{len(data.parts.train)} training, {len(data.parts.val)} validation, {len(data.parts.test)} test"
+    classes = "numbers" if data.num_classes == 1 else f"{data.num_classes} classes"
+    name = f"{type(data).__name__}, {classes}: {sizes} {data.sample}s" + (f" ({shown})" if shown else "")
     methods = dict.fromkeys(label for stored in runs for label in labels_of(runs, stored).values())
     seeds = sorted({job.seed for stored in runs for job in stored.jobs if job.method != TEACHER_NAME})
     facts = [

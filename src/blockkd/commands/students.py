@@ -40,5 +40,7 @@ def student_of_file(
 
 
 def network_name(factory: NetworkFactory | StudentOf, network: nn.Module) -> str:
-    """What a network is called: by the name that the recipe has for it, or by its class."""
-    return factory.name if isinstance(factory, Named | Pretrained) else type(network).__name__
+    """What a network is called: by the name that the recipe has for it, or by its class; a folder by its own name."""
+    if not isinstance(factory, Named | Pretrained):
+        return type(network).__name__
+    return Path(factory.name).name if Path(factory.name).is_absolute() else factory.name

@@ -10,8 +10,9 @@ from blockkd.exporting.fresh import difference_in_fresh_process
 from blockkd.exporting.hub import write_hub
 from blockkd.exporting.int8 import write_int8
 from blockkd.exporting.onnx_file import write_onnx
+from blockkd.exporting.preparation import load_preprocessing
 from blockkd.exporting.program import write_pt2
-from blockkd.exporting.weights import load_exported, load_preprocessing
+from blockkd.exporting.weights import load_exported
 
 __all__ = [
     "FORMATS",

@@ -7,15 +7,17 @@ What is shown, of each export and before anything bears the export's name:
    that the code of the network writes out) are at most 1,024 numbers in the whole file, where a tensor of equal
    numbers counts as one, and 65,536 whole numbers.
 2. *There is no room for more*: the bytes of the file are those of these tensors and of the graph's description.
-3. *None of the student's tensors is one of the teacher's*, bit for bit, unless a newly built student has it as well (a
-   table of positions, or weights that both start from), it says nothing (all its numbers are equal), or the method
-   deploys it on purpose, as SimKD does the teacher's classifier; these are then named in the card.
+3. *None of the student's tensors is one of the teacher's*, bit for bit, unless a student that is built from its
+   description has it as well (a table of positions), it says nothing (all its numbers are equal), the student started
+   from it and training has not changed it (a frozen embedding, copied with some layers), or the method deploys it on
+   purpose, as SimKD does the teacher's classifier. The last two are named in the card.
 
 With 1 and 2 neither connectors nor stones nor other parts of a distiller can be in it, whatever they are called. Not
 shown is that the *values* of the student say nothing of its teacher; that they do is the point of distilling.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +96,39 @@ def teachers_tensors(student: nn.Module, teacher: nn.Module, fresh: nn.Module | 
         if any(_same(other, mine) for other in theirs.get(tuple(mine.shape), [])):
             found.append(name)
     return found
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The student's tensors that are the teacher's, bit for bit, by name.
+
+    Attributes:
+        deployed: which the method deploys on purpose.
+        started: which the student started from, and which training has left as they were.
+    """
+
+    deployed: Sequence[str] = ()
+    started: Sequence[str] = ()
+
+
+def shared_tensors(
+    student: nn.Module, teacher: nn.Module | None, built: nn.Module, fresh: nn.Module | None, deployed: bool
+) -> Shared:
+    """What the student has of the teacher, where it may; anything else raises NotBareError.
+
+    Args:
+        student: the student.
+        teacher: its teacher; None where it is not known.
+        built: from the student's description alone, without its weights: what it has is of the code.
+        fresh: a new student, as the training began with it.
+        deployed: whether the method made the student, out of parts of the teacher as well.
+    """
+    if teacher is None:
+        return Shared()
+    if deployed:
+        return Shared(deployed=teachers_tensors(student, teacher, built))
+    check_nothing_of_teacher(student, teacher, fresh)
+    return Shared(started=teachers_tensors(student, teacher, built))
 
 
 def check_nothing_of_teacher(student: nn.Module, teacher: nn.Module, fresh: nn.Module | None = None) -> None:

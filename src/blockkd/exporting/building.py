@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
+from blockkd.exporting.calls import of_sizes
 from blockkd.exporting.errors import ExportError, library
 from blockkd.models.create import create_model
 from blockkd.models.logits_only import returning_logits
@@ -17,6 +17,7 @@ from blockkd.models.logits_only import returning_logits
 Description = dict[str, Any]
 
 NAMED = ("blockkd.models.Named", "blockkd.models.named.Named")
+SENTENCES = ("blockkd.text.networks.StudentOf", "blockkd.text.networks.Pretrained")
 LARGEST = 2**22  # bytes of a description
 
 
@@ -28,6 +29,8 @@ def describe(network: nn.Module, entry: Mapping[str, Any], num_classes: int) -> 
         entry: what the recipe says of it: ``class_path`` and ``init_args``.
         num_classes: of the data, where the recipe leaves it to them.
     """
+    if entry["class_path"] in SENTENCES:
+        return describe_transformers(network)
     arguments = copy.deepcopy(dict(entry.get("init_args") or {}))
     if entry["class_path"] not in NAMED:
         return {"class_path": str(entry["class_path"]), "init_args": arguments}
@@ -116,7 +119,7 @@ def _deployed(description: Mapping[str, Any]) -> nn.Module:
     from blockkd.commands.recipe import MethodFactory
 
     networks = build(description["teacher"]), build(description["student"])
-    example = torch.zeros(tuple(map(int, description["input_shape"])))
+    example = of_sizes(description["inputs"])
     method = _factory(MethodFactory, description["deployed_by"])(*networks, example=example)
     student: nn.Module = method.student
     return student

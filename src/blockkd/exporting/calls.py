@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from blockkd.calling import Inputs, logits_of
+from blockkd.calling import Inputs, count, logits_of
 
 IMAGES, LOGITS = "images", "logits"
 BATCH, LENGTH = "batch", "length"
 WRAPPED = "network."  # before the names of a network that had to be wrapped
+
+KINDS = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
 
 Named = dict[str, Shaped[Tensor, "B ..."]]
 
@@ -61,27 +63,60 @@ def to_trace(inputs: Inputs) -> Inputs:
     return like(inputs) if isinstance(inputs, Tensor) else {name: like(tensor) for name, tensor in inputs.items()}
 
 
-def to_check(inputs: Inputs, batch: int, seed: int = 0) -> Inputs:
-    """Inputs for a comparison: random numbers, or whole numbers drawn from those in ``inputs``; ``batch`` of them.
+def length_of(inputs: Inputs) -> int | None:
+    """How many tokens the sequences in a batch have, padding among them; None where there are none."""
+    places = dynamic(inputs)
+    return next((tensor.shape[1] for name, tensor in named(inputs).items() if 1 in places[name]), None)
 
-    Sequences get another length with each batch, as long as they are at least half as long as they were.
+
+def to_check(inputs: Inputs, batch: int, seed: int = 0, share: float = 1.0) -> Inputs:
+    """Inputs for a comparison: random numbers, or whole numbers as they stand in ``inputs``; ``batch`` of them.
+
+    Of sequences whole rows are drawn, the same of all tensors, so that tokens and what masks them belong together.
+
+    Args:
+        inputs: a batch.
+        batch: how many are made.
+        seed: of what is drawn.
+        share: to which part of their length sequences are cut, at the end that holds the padding.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = {tensor.shape[1] for name, tensor in named(inputs).items() if 1 in dynamic(inputs)[name]}
-    shorter = {length: max(length // 2, length - batch, 1) for length in lengths}
+    rows = torch.randint(count(inputs), (batch,), generator=generator)
+    places, from_left = dynamic(inputs), _padded_on_the_left(inputs)
 
     def like(name: str, tensor: Tensor) -> Tensor:
-        rest = tensor.shape[1:]
-        if 1 in dynamic(inputs)[name]:
-            rest = torch.Size((shorter[tensor.shape[1]], *tensor.shape[2:]))
         if tensor.is_floating_point():
-            return torch.randn((batch, *rest), generator=generator).to(tensor.dtype)
-        known = tensor.flatten()
-        return known[torch.randint(len(known), (batch, *rest), generator=generator)]
+            return torch.randn((batch, *tensor.shape[1:]), generator=generator).to(tensor.dtype)
+        if 1 not in places[name]:
+            return tensor[rows]
+        length = max(int(share * tensor.shape[1]), 1)
+        return tensor[rows, -length:] if from_left else tensor[rows, :length]
 
     if isinstance(inputs, Tensor):
         return like(IMAGES, inputs)
     return {name: like(name, tensor) for name, tensor in inputs.items()}
+
+
+def sizes(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Shape and kind of each tensor, as plain data."""
+    return {
+        name: {"shape": list(tensor.shape), "kind": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in named(inputs).items()
+    }
+
+
+def of_sizes(found: Mapping[str, Mapping[str, Any]]) -> Inputs:
+    """A batch of what ``sizes`` gave: numbers of which nothing but their shapes counts."""
+    made = {
+        str(name): torch.ones(tuple(map(int, each["shape"])), dtype=KINDS[str(each["kind"])])
+        for name, each in found.items()
+    }
+    return made[IMAGES] if list(made) == [IMAGES] else made
+
+
+def _padded_on_the_left(inputs: Inputs) -> bool:
+    mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
+    return mask is not None and not bool(mask[:, 0].all())
 
 
 class _Function(nn.Module):

@@ -5,6 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blockkd.data.preprocessing import Preprocessing
+from blockkd.exporting.bare import Shared
+from blockkd.exporting.preparation import Preparation
+from blockkd.scores import title_of
+from blockkd.text.preprocessing import TextPreprocessing
+
+Scores = Mapping[str, Mapping[str, float]]  # by part of the data and metric, 0 … 1; correlations -1 … 1
 
 
 @dataclass(frozen=True)
@@ -18,13 +24,15 @@ class Facts:
         data: what it was trained on.
         seed: of the student.
         epochs: it was trained for.
-        accuracy: 0 … 1 after the last epoch, by part of the data; with the number of images.
-        teacher_accuracy: the same of the teacher.
+        scores: after the last epoch, by part of the data and metric.
+        teacher_scores: the same of the teacher.
+        samples: how many there are, by part of the data.
         parameters: of the student.
         teacher_parameters: of the teacher.
         flops: floating-point operations for one input, a multiply-add counted as two.
         teacher_flops: the same of the teacher.
         recipe_sha256: of the run's resolved recipe.
+        sample: what one input is called.
         versions: of what exported it, with hardware.
     """
 
@@ -34,14 +42,15 @@ class Facts:
     data: str
     seed: int
     epochs: int
-    accuracy: Mapping[str, float]
-    teacher_accuracy: Mapping[str, float]
-    images: Mapping[str, int]
+    scores: Scores
+    teacher_scores: Scores
+    samples: Mapping[str, int]
     parameters: int
     teacher_parameters: int
     flops: int
     teacher_flops: int
     recipe_sha256: str
+    sample: str = "image"
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -65,9 +74,9 @@ class Written:
 def card(
     facts: Facts,
     files: Sequence[Written],
-    preprocessing: Preprocessing | None,
+    preprocessing: Preparation | None,
     int8: Mapping[str, Any] | None,
-    shared: Sequence[str],
+    shared: Shared,
     library: str,
 ) -> str:
     """Markdown with the head that model hubs read.
@@ -75,13 +84,13 @@ def card(
     Args:
         facts: of the run.
         files: what was written.
-        preprocessing: what images need, where it is known.
-        int8: accuracies that were measured for the quantised file, by name.
-        shared: the student's tensors that are the teacher's on purpose.
+        preprocessing: what raw inputs need, where it is known.
+        int8: scores that were measured for the quantised file, by name.
+        shared: the student's tensors that are the teacher's, where they may be.
         library: whose network it is.
     """
     parts = [
-        _head(library),
+        _head(library, "text" if isinstance(preprocessing, TextPreprocessing) else "image"),
         f"# {_text(facts.network)}, distilled from {_text(facts.teacher)}\n",
         _provenance(facts),
         _worth(facts, int8),
@@ -93,16 +102,17 @@ def card(
     return "\n".join(parts)
 
 
-def _head(library: str) -> str:
-    lines = ["---", f"library_name: {library}", "pipeline_tag: image-classification", "tags:"]
+def _head(library: str, kind: str) -> str:
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {kind}-classification", "tags:"]
     return "\n".join([*lines, "- knowledge-distillation", "- blockkd", "---\n"])
 
 
 def _provenance(facts: Facts) -> str:
+    sizes = ", ".join(f"{count:,} {part}" for part, count in facts.samples.items())
     rows = {
         "method": facts.method,
         "teacher": facts.teacher,
-        "data": f"{facts.data}, {', '.join(f'{count:,} {part}' for part, count in facts.images.items())}",
+        "data": f"{facts.data}, {sizes} {facts.sample}s",
         "seed": str(facts.seed),
         "epochs": str(facts.epochs),
         "recipe, SHA-256": facts.recipe_sha256,
@@ -111,29 +121,43 @@ def _provenance(facts: Facts) -> str:
 
 
 def _worth(facts: Facts, int8: Mapping[str, Any] | None) -> str:
-    parts = list(dict.fromkeys([*facts.accuracy, *facts.teacher_accuracy]))
+    columns = list(dict.fromkeys((part, metric) for of in (facts.scores, facts.teacher_scores) for part in of
+                                 for metric in of[part]))  # fmt: skip
     rows = [
-        ("teacher", facts.teacher_parameters, facts.teacher_flops, facts.teacher_accuracy),
-        ("student", facts.parameters, facts.flops, facts.accuracy),
+        ("teacher", facts.teacher_parameters, facts.teacher_flops, facts.teacher_scores),
+        ("student", facts.parameters, facts.flops, facts.scores),
     ]
-    head = ("network", "parameters", "FLOPs / image", *(f"{part} accuracy (%)" for part in parts))
+    titles = [f"{part} {title_of(metric)} (%)" for part, metric in columns]
     lines = [
-        (name, f"{count:,}", f"{flops:,}", *(_percent(accuracy.get(part)) for part in parts))
-        for name, count, flops, accuracy in rows
+        (name, f"{count:,}", f"{flops:,}", *(_percent(scores.get(part, {}).get(metric)) for part, metric in columns))
+        for name, count, flops, scores in rows
     ]
-    said = [_table(head, lines), "Accuracy is that after the last epoch, as the run measured it.\n"]
+    table = _table(("network", "parameters", f"FLOPs / {facts.sample}", *titles), lines)
+    said = [table, "Scores are those after the last epoch, as the run measured them.\n"]
     if int8 is not None:
+        both = [
+            f"{title_of(metric)} {_percent(whole)} % for `model.onnx`, {_percent(int8['int8'][metric])} % for "
+            f"`model.int8.onnx` ({int8['scheme']} quantisation)"
+            for metric, whole in int8["float"].items()
+        ]
         said.append(
-            f"Of {int8['images']:,} {int8['part']} images, measured with onnxruntime here, `model.onnx` is right "
-            f"on {_percent(int8['float_accuracy'])} %, `model.int8.onnx` ({int8['scheme']} quantisation) on "
-            f"{_percent(int8['int8_accuracy'])} %.\n"
+            f"On the {int8['samples']:,} {int8['part']} {int8['sample']}s, with onnxruntime: {'; '.join(both)}.\n"
         )
     return "\n".join(said)
 
 
-def _preparation(preprocessing: Preprocessing | None) -> str:
+def _preparation(preprocessing: Preparation | None) -> str:
     if preprocessing is None:
         return "The dataset does not say how raw inputs are made ready: the network takes what the dataset gave it.\n"
+    text = isinstance(preprocessing, TextPreprocessing)
+    said = _sentences(preprocessing) if isinstance(preprocessing, TextPreprocessing) else _pixels(preprocessing)
+    labels = preprocessing.labels
+    shown = ", ".join(map(_text, labels[:10])) + (", ..." if len(labels) > 10 else "")
+    classes = f" {len(labels)} classes: {shown}." if labels else " One number is told of each." if text else ""
+    return f"{said}{classes}\n"
+
+
+def _pixels(preprocessing: Preprocessing) -> str:
     height, width = preprocessing.size
     fitted = ""
     if preprocessing.resize_side is not None:
@@ -141,13 +165,21 @@ def _preparation(preprocessing: Preprocessing | None) -> str:
             f"scale the shorter side to {preprocessing.resize_side} pixels (bilinear, antialiased), cut out the middle "
             f"{height}×{width}, "
         )
-    labels = preprocessing.labels
-    shown = ", ".join(map(_text, labels[:10])) + (", ..." if len(labels) > 10 else "")
     return (
         f"Images are {'grey' if preprocessing.channels == 1 else 'RGB'}, {height}×{width}: {fitted}multiply by "
         f"{preprocessing.rescale_factor:.10g}, subtract {list(preprocessing.mean)}, divide by "
-        f"{list(preprocessing.std)} (`preprocessing.json`). "
-        + (f"{len(labels)} classes: {shown}.\n" if labels else "\n")
+        f"{list(preprocessing.std)} (`preprocessing.json`)."
+    )
+
+
+def _sentences(preprocessing: TextPreprocessing) -> str:
+    pairs = f"pairs of {' and '.join(map(_text, preprocessing.columns))}" if len(preprocessing.columns) > 1 else ""
+    tensors = ", ".join(f"`{_text(name)}`" for name in preprocessing.inputs)
+    return (
+        f"It reads {pairs or 'sentences'} as the tokenizer in `tokenizer` writes them (the one that its teacher reads "
+        f"with), cut at {preprocessing.max_length} tokens, and takes {tensors}, whole numbers (batch, length), of any "
+        'batch and length: `blockkd.exporting.load_preprocessing(".")(["a sentence"])` makes them '
+        "(`preprocessing.json`)."
     )
 
 
@@ -158,14 +190,25 @@ def _files(files: Sequence[Written]) -> str:
     return "\n".join([_table(("file", "bytes", "checked"), lines), *code])
 
 
-def _proof(shared: Sequence[str]) -> str:
+def _proof(shared: Shared) -> str:
     said = (
         "Every file was read back when it was written: each tensor in it is one of the student's, bit for bit (in a "
         "quantised file, but for rounding), and there is room for no others. "
     )
-    if not shared:
+    if not shared.deployed and not shared.started:
         return said + "None of them is one of the teacher's.\n"
-    return said + f"Of the teacher's, the method deploys these on purpose: {', '.join(map(_text, shared))}.\n"
+    if shared.deployed:
+        said += f"Of the teacher's, the method deploys these on purpose: {_list(shared.deployed)}.\n"
+    if shared.started:
+        said += (
+            "The student started from a copy of parts of its teacher, and these have stayed as they were: "
+            f"{_list(shared.started)}. No other is one of the teacher's.\n"
+        )
+    return said
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(_text, names))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

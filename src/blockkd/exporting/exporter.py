@@ -5,15 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockkd.calling import Inputs
 from blockkd.data.images import ImageData
-from blockkd.data.preprocessing import Preprocessing
 from blockkd.durable import write_durably
-from blockkd.exporting.accuracy import calibration, onnx_accuracy
-from blockkd.exporting.bare import check_nothing_of_teacher, check_only_students, check_same, teachers_tensors
+from blockkd.exporting.bare import Found, Shared, check_only_students, check_same, shared_tensors
 from blockkd.exporting.building import Description, build
+from blockkd.exporting.calls import named
 from blockkd.exporting.card import Facts, Written, card
 from blockkd.exporting.errors import ExportError, library
 from blockkd.exporting.folder import MANIFEST, check_free, draft_of, manifest
@@ -29,8 +28,10 @@ from blockkd.exporting.latency import (
     versions,
 )
 from blockkd.exporting.onnx_file import tensors_in_onnx, write_onnx
+from blockkd.exporting.preparation import Preparation, write_preparation
 from blockkd.exporting.program import tensors_in_pt2, write_pt2
-from blockkd.exporting.weights import PREPROCESSING, WEIGHTS, tensors_in_safetensors, write_json, write_weights
+from blockkd.exporting.scores import calibration, onnx_scores
+from blockkd.exporting.weights import WEIGHTS, tensors_in_safetensors, write_json, write_weights
 
 FORMATS = ("safetensors", "onnx", "pt2", "hub")
 ONNX, INT8, PT2, CARD, BENCHMARK = "model.onnx", "model.int8.onnx", "model.pt2", "README.md", "benchmark.json"
@@ -43,7 +44,7 @@ class Student:
     Attributes:
         network: with its weights, on the CPU, in evaluation mode.
         description: how it is built again; see ``blockkd.exporting.building``.
-        inputs: a batch ``(B, ...)``, or such tensors by name; for kinds and sizes.
+        inputs: a batch ``(B, ...)``, or such tensors by name: those that the network takes, sequences as long as ever.
         facts: for the card.
         preprocessing: of raw inputs, where it is known.
         teacher: of which nothing may be in the export.
@@ -55,7 +56,7 @@ class Student:
     description: Description
     inputs: Inputs
     facts: Facts
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preparation | None = None
     teacher: nn.Module | None = None
     fresh: nn.Module | None = None
     deployed: bool = False
@@ -63,7 +64,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it: the files, accuracies of the quantised one, and what was timed."""
+    """What came of it: the files, scores of the quantised one, and what was timed."""
 
     files: Sequence[Written]
     int8: Mapping[str, Any] | None
@@ -87,8 +88,8 @@ def export(
         path: the folder.
         formats: some of ``FORMATS``.
         overwrite: whether an export that is there may be replaced.
-        int8: data to quantise with; its training images say in which range activations lie, its test images how
-            accurate the result is. None leaves the quantised file out.
+        int8: data to quantise with; their training part says in which range activations lie, their test part how
+            good the result is. None leaves the quantised file out.
         timed: time teacher, student and files on this machine.
         tell: told what is being done.
 
@@ -107,15 +108,15 @@ def export(
         for name in formats:
             tell(f"writing {name}")
             files += _WRITERS[name](student, bare, draft)
-        accuracies = None
+        scores = None
         if int8 is not None:
             tell("quantising")
-            accuracies, file = _quantise(student, int8, draft)
+            scores, file = _quantise(student, int8, draft)
             files.append(file)
         tell("timing")
         latencies = _time(student, draft) if timed else []
-        _describe(student, files, accuracies, latencies, shared, draft)
-    return Exported(files, accuracies, latencies)
+        _describe(student, files, scores, latencies, shared, draft)
+    return Exported(files, scores, latencies)
 
 
 def check_formats(formats: Sequence[str], int8: bool = False) -> None:
@@ -127,9 +128,10 @@ def check_formats(formats: Sequence[str], int8: bool = False) -> None:
             library(module, "--format onnx")
 
 
-def _prove(student: Student) -> tuple[nn.Module, list[str]]:
-    """A bare student with the weights, built where no teacher is; and what is the teacher's on purpose, by name."""
+def _prove(student: Student) -> tuple[nn.Module, Shared]:
+    """A bare student with the weights, built where no teacher is; and what it has of the teacher, by name."""
     bare = build(student.description)
+    shared = shared_tensors(student.network, student.teacher, bare, student.fresh, student.deployed)
     own = student.network.state_dict()
     if own.keys() == bare.state_dict().keys():  # else the names say what is too much
         try:
@@ -137,12 +139,7 @@ def _prove(student: Student) -> tuple[nn.Module, list[str]]:
         except RuntimeError as error:
             raise ExportError(f"the weights do not fit the network of the recipe: {error}") from error
     check_same(student.network, bare)
-    if student.teacher is None:
-        return bare, []
-    if student.deployed:
-        return bare, teachers_tensors(student.network, student.teacher, student.fresh)
-    check_nothing_of_teacher(student.network, student.teacher, student.fresh)
-    return bare, []
+    return bare, shared
 
 
 def _safetensors(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
@@ -153,28 +150,37 @@ def _safetensors(student: Student, bare: nn.Module, draft: Path) -> list[Written
 
 
 def _onnx(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
-    write_onnx(student.network, student.inputs, draft / ONNX)
-    check_only_students(tensors_in_onnx(draft / ONNX), bare, ONNX, spare=True)
-    off = difference_in_fresh_process(draft / ONNX, bare, student.inputs)
-    use = ("import onnxruntime", f'session = onnxruntime.InferenceSession("{ONNX}")')
-    return [_written(draft / ONNX, _compared("onnxruntime", off), use)]
+    path = draft / ONNX
+    write_onnx(student.network, student.inputs, path)
+    use = ("import onnxruntime", f'session = onnxruntime.InferenceSession("{ONNX}"){_taken(student)}')
+    return [_compared(path, tensors_in_onnx(path), student, bare, "onnxruntime", use)]
 
 
 def _pt2(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
-    write_pt2(student.network, student.inputs, draft / PT2)
-    check_only_students(tensors_in_pt2(draft / PT2), bare, PT2, spare=True)
-    off = difference_in_fresh_process(draft / PT2, bare, student.inputs)
-    use = ("import torch", f'network = torch.export.load("{PT2}").module()')
-    return [_written(draft / PT2, _compared("torch without blockkd", off), use)]
+    path = draft / PT2
+    write_pt2(student.network, student.inputs, path)
+    use = ("import torch", f'network = torch.export.load("{PT2}").module(){_taken(student)}')
+    return [_compared(path, tensors_in_pt2(path), student, bare, "torch without blockkd", use)]
 
 
 def _hub(student: Student, bare: nn.Module, draft: Path) -> list[Written]:
     folder = draft / HUB
-    line = write_hub(student.network, student.description, student.inputs, student.preprocessing, folder)
+    lines = write_hub(student.network, student.description, student.inputs, student.preprocessing, folder)
     renamed = hub_library(student.description) == "transformers"
     check_only_students(tensors_in_safetensors(folder / WEIGHTS), bare, f"{HUB}/{WEIGHTS}", False, renamed)
-    file = _written(folder / WEIGHTS, "tensor by tensor", (f"import {line.partition('.')[0]}", f"network = {line}"))
-    return [replace(file, name=f"{HUB}/{WEIGHTS}")]
+    return [replace(_written(folder / WEIGHTS, "tensor by tensor", lines), name=f"{HUB}/{WEIGHTS}")]
+
+
+def _compared(path: Path, found: Found, student: Student, bare: nn.Module, engine: str, use: Sequence[str]) -> Written:
+    """A file that runs without the network's code: its tensors are the student's, and so is what it says elsewhere."""
+    check_only_students(found, bare, path.name, spare=True)
+    off = difference_in_fresh_process(path, bare, student.inputs)
+    return _written(path, f"tensor by tensor; {engine}, batches of 1, 2 and 7: logits within {off:.1g}", use)
+
+
+def _taken(student: Student) -> str:
+    """What to say behind a line that loads a network which takes named tensors."""
+    return "" if isinstance(student.inputs, Tensor) else f"  # takes {', '.join(named(student.inputs))}"
 
 
 _WRITERS: Mapping[str, Callable[[Student, nn.Module, Path], list[Written]]] = {
@@ -186,14 +192,15 @@ _WRITERS: Mapping[str, Callable[[Student, nn.Module, Path], list[Written]]] = {
 
 
 def _quantise(student: Student, data: ImageData, draft: Path) -> tuple[dict[str, Any], Written]:
-    scheme, test = scheme_for(student.network), data.parts.test
-    write_int8(draft / ONNX, draft / INT8, scheme, calibration(data.parts.train))
+    scheme = scheme_for(student.network)
+    write_int8(draft / ONNX, draft / INT8, scheme, calibration(data))
     found = {
         "scheme": scheme,
         "part": "test",
-        "images": len(test),
-        "float_accuracy": onnx_accuracy(draft / ONNX, test),
-        "int8_accuracy": onnx_accuracy(draft / INT8, test),
+        "samples": len(data.parts.test),
+        "sample": data.sample,
+        "float": onnx_scores(draft / ONNX, data),
+        "int8": onnx_scores(draft / INT8, data),
     }
     return found, _written(draft / INT8, "each weight within half a step of the student's")
 
@@ -215,13 +222,13 @@ def _describe(
     files: Sequence[Written],
     int8: Mapping[str, Any] | None,
     latencies: Sequence[Latency],
-    shared: Sequence[str],
+    shared: Shared,
     draft: Path,
 ) -> None:
     """Card, preprocessing, timings, and last of all the list of what is there."""
     facts = replace(student.facts, versions=versions())
     if student.preprocessing is not None:
-        write_json(draft / PREPROCESSING, student.preprocessing.as_dict())
+        write_preparation(student.preprocessing, draft)
     if latencies:
         write_json(draft / BENCHMARK, latency_facts(latencies))
     whose = "timm" if str(student.description.get("name", "")).startswith("timm/") else "blockkd"
@@ -230,13 +237,10 @@ def _describe(
     for folder in (draft, draft / HUB):
         if folder.is_dir():
             write_durably(folder / CARD, text)
-    told = {**asdict(facts), "int8": int8, "of_the_teacher": list(shared), "checked": {f.name: f.shown for f in files}}
+    told = {**asdict(facts), "int8": int8, "of_the_teacher": asdict(shared)}
+    told["checked"] = {file.name: file.shown for file in files}
     write_durably(draft / MANIFEST, manifest(draft, told).encode("utf-8"))
 
 
 def _written(path: Path, shown: str, use: Sequence[str] = ()) -> Written:
     return Written(path.name, path.stat().st_size, shown, use)
-
-
-def _compared(engine: str, off: float) -> str:
-    return f"tensor by tensor; {engine}, batches of 1, 2 and 7: logits within {off:.1g}"

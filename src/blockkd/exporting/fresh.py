@@ -14,7 +14,7 @@ from blockkd.calling import Inputs
 from blockkd.exporting.calls import call, named, to_check
 from blockkd.exporting.errors import ExportError
 
-BATCHES = (1, 2, 7)
+BATCHES = {1: 1.0, 2: 0.5, 7: 0.3}  # sizes, and to which share of their length sequences are cut
 TOLERANCE = 1e-4  # between logits, beside which 1e-4 of the largest of them
 LONGEST = 600.0  # seconds
 OUTSIDE = Path(__file__).with_name("outside")
@@ -27,12 +27,13 @@ def difference_in_fresh_process(path: Path, network: nn.Module, inputs: Inputs) 
     Args:
         path: ``.onnx`` or ``.pt2``.
         network: what was written.
-        inputs: a batch, of which kinds and sizes are taken; compared are batches of 1, 2 and 7 random inputs.
+        inputs: a batch, of which kinds and sizes are taken; compared are batches of 1, 2 and 7: of random numbers, or
+            of sequences like those in ``inputs``, whole and cut to a half and to a third.
 
     Raises:
         ExportError: the file does not run, or says something else.
     """
-    batches = {str(size): to_check(inputs, size, seed=size) for size in BATCHES}
+    batches = {str(size): to_check(inputs, size, seed=size, share=share) for size, share in BATCHES.items()}
     expected = {size: call(network, batch).float().numpy() for size, batch in batches.items()}
     got = _run(
         path, {f"{size}/{name}": t.numpy() for size, batch in batches.items() for name, t in named(batch).items()}

@@ -11,7 +11,10 @@ from blockkd.data.preprocessing import BILINEAR, Preprocessing
 from blockkd.exporting.building import Description
 from blockkd.exporting.calls import LENGTH, dynamic
 from blockkd.exporting.errors import ExportError, library
+from blockkd.exporting.preparation import Preparation, write_tokenizer
 from blockkd.exporting.weights import write_json
+from blockkd.text.preprocessing import TextPreprocessing
+from blockkd.text.pretrained import silent
 
 HUB, IMAGE_PROCESSOR = "hub", "preprocessor_config.json"
 
@@ -35,8 +38,8 @@ def hub_library(description: Description) -> str:
 
 
 def write_hub(
-    network: nn.Module, description: Description, inputs: Inputs, preprocessing: Preprocessing | None, folder: Path
-) -> str:
+    network: nn.Module, description: Description, inputs: Inputs, preprocessing: Preparation | None, folder: Path
+) -> list[str]:
     """Write the folder.
 
     Args:
@@ -47,14 +50,18 @@ def write_hub(
         folder: the folder; made here.
 
     Returns:
-        The line of Python that loads it.
+        The lines of Python that load it.
     """
     folder.mkdir()
     if hub_library(description) == "timm":
+        assert not isinstance(preprocessing, TextPreprocessing), "timm's networks look at images"
         _write_timm(network, description, inputs, preprocessing, folder)
-        return f'timm.create_model("local-dir:{folder.name}", pretrained=True)'
+        return ["import timm", f'network = timm.create_model("local-dir:{folder.name}", pretrained=True)']
     kind = _write_transformers(network, inputs, preprocessing, folder)
-    return f'transformers.{kind}.from_pretrained("{folder.name}")'
+    lines = ["import transformers", f'network = transformers.{kind}.from_pretrained("{folder.name}")']
+    if isinstance(preprocessing, TextPreprocessing):
+        lines.append(f'tokenizer = transformers.AutoTokenizer.from_pretrained("{folder.name}")')
+    return lines
 
 
 def _write_timm(
@@ -75,7 +82,7 @@ def _write_timm(
     models.save_for_hf(network, str(folder), model_config=config, safe_serialization=True)
 
 
-def _write_transformers(network: Any, inputs: Inputs, preprocessing: Preprocessing | None, folder: Path) -> str:
+def _write_transformers(network: Any, inputs: Inputs, preprocessing: Preparation | None, folder: Path) -> str:
     config = network.config
     kept = copy.deepcopy(config)
     try:
@@ -83,10 +90,13 @@ def _write_transformers(network: Any, inputs: Inputs, preprocessing: Preprocessi
             config.id2label = dict(enumerate(preprocessing.labels))
             config.label2id = {label: number for number, label in config.id2label.items()}
         config._name_or_path = ""  # a path on this machine
-        network.save_pretrained(folder)
+        with silent(library("transformers", "--format hub of this network")):
+            network.save_pretrained(folder)
     finally:
         network.config = kept
-    if preprocessing is not None:
+    if isinstance(preprocessing, TextPreprocessing):
+        write_tokenizer(preprocessing, folder)
+    elif preprocessing is not None:
         write_json(folder / IMAGE_PROCESSOR, _image_processor(preprocessing))
     sequences = any(LENGTH in places.values() for places in dynamic(inputs).values())
     return f"AutoModelFor{'Sequence' if sequences else 'Image'}Classification"

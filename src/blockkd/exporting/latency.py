@@ -14,8 +14,8 @@ from torch import nn
 from blockkd.bench.measuring import Spread, interleaved
 from blockkd.calling import Inputs, logits_of
 from blockkd.environment import environment
-from blockkd.exporting.accuracy import session
-from blockkd.exporting.calls import named, to_check
+from blockkd.exporting.calls import length_of, named, to_check
+from blockkd.exporting.scores import session
 
 ROUNDS, LARGER = 15, 32
 PYTORCH, ONNXRUNTIME = "PyTorch", "onnxruntime"
@@ -40,10 +40,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Latency:
-    """What was found of a contender: seconds per batch, one number for each round, by batch size."""
+    """What was found of a contender.
+
+    Attributes:
+        contender: what was timed.
+        seconds: per batch, one number for each round, by batch size.
+        length: tokens in each sequence; None where the inputs are none.
+    """
 
     contender: Contender
     seconds: Mapping[int, Sequence[float]]
+    length: int | None = None
 
 
 def network_contender(name: str, network: nn.Module, size: int) -> Contender:
@@ -93,16 +100,17 @@ def benchmark(
                 seconds[contender][size] = found[f"{number}"]
     finally:
         gc.unfreeze()
-    return [Latency(contender, seconds[contender]) for contender in contenders]
+    return [Latency(contender, seconds[contender], length_of(inputs)) for contender in contenders]
 
 
 def latency_table(found: Sequence[Latency]) -> Table:
     """One row per contender: milliseconds per batch (median, quartiles) and bytes."""
     sizes = list(found[0].seconds)
     rounds = len(found[0].seconds[sizes[0]])
+    long = "" if found[0].length is None else f", sequences of {found[0].length} tokens"
     table = Table(
-        caption=f"on the CPU, {torch.get_num_threads()} threads; ms per batch: medians of {rounds} interleaved rounds, "
-        "with quartiles"
+        caption=f"on the CPU{long}, {torch.get_num_threads()} threads; ms per batch: medians of {rounds} interleaved "
+        "rounds, with quartiles"
     )
     for title in ("network", "engine"):
         table.add_column(title)
@@ -132,7 +140,8 @@ def latency_facts(found: Sequence[Latency]) -> dict[str, Any]:
     ]
     rounds = len(next(iter(found[0].seconds.values())))
     threads = torch.get_num_threads()
-    return {"device": "cpu", "threads": threads, "rounds": rounds, "environment": versions(), "rows": rows}
+    length = {} if found[0].length is None else {"tokens": found[0].length}
+    return {"device": "cpu", "threads": threads, "rounds": rounds, **length, "environment": versions(), "rows": rows}
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """``model.onnx``: the network in the format that most runtimes read."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def write_onnx(network: nn.Module, inputs: Inputs, path: Path) -> None:
     function, example = as_function(network, inputs), to_trace(inputs)
     single = isinstance(inputs, Tensor)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # All sequences share batch and length, which is what these names are to say.
+            warnings.filterwarnings("ignore", message="# The axis name")
             program: Any = torch.onnx.export(
                 function,
                 (example,) if single else (),

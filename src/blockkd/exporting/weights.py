@@ -7,14 +7,13 @@ from typing import Any
 import safetensors
 from torch import nn
 
-from blockkd.data.preprocessing import Preprocessing
 from blockkd.durable import write_durably
 from blockkd.export import load_student, save_student
 from blockkd.exporting.bare import Found
 from blockkd.exporting.building import Description, build, read_description
 from blockkd.exporting.errors import ExportError
 
-WEIGHTS, CONFIG, PREPROCESSING = "model.safetensors", "config.json", "preprocessing.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _LENGTH = 8  # bytes in which a safetensors file says how long its head is
 
 
@@ -28,7 +27,7 @@ def load_exported(folder: str | Path) -> nn.Module:
     """The network that ``blockkd export --format safetensors`` wrote, with its weights.
 
         network = blockkd.load_exported("runs/digits/block_kd/export")
-        logits = network(images)
+        logits = network(images)                               # of sentences: network(**inputs).logits
 
     Nothing is downloaded. A network of a class of one's own needs its package installed; see SECURITY.md before you
     open a stranger's folder.
@@ -45,19 +44,6 @@ def load_exported(folder: str | Path) -> nn.Module:
     """
     network = build(read_description(Path(folder) / CONFIG))
     return load_student(network, Path(folder) / WEIGHTS).eval()
-
-
-def load_preprocessing(folder: str | Path) -> Preprocessing:
-    """What is to be done to raw pixels before the exported network sees them: ``network(preprocessing(pixels))``.
-
-    Raises:
-        ExportError: the export does not say.
-    """
-    path = Path(folder) / PREPROCESSING
-    try:
-        return Preprocessing.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} does not say how images are made ready: {type(error).__name__} {error}") from error
 
 
 def tensors_in_safetensors(path: Path) -> Found:

@@ -4,23 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from blockkd.report import mean_and_deviation
 from blockkd.reporting.curves import file_name
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import GRID, INK, QUIET, Picture, colours_of, panel
 
 BINS = 15
-FEW = 10  # images that a bin needs to say much
+FEW = 10  # samples that a bin needs to say much
 LEAD = (
-    "A network is calibrated when it is right on 70 % of the images of which it is 70 % sure. Bars under the line: it "
-    f"is too sure of itself. Hollow bars stand for fewer than {FEW} images; below, how many images have which "
-    f"confidence. ECE is the mean distance from the line, weighed by images, over {BINS} bins (Guo et al., On "
-    "Calibration of Modern Neural Networks, ICML 2017; computed by torchmetrics); on few images it is above zero even "
-    "for a calibrated network."
+    "A network is calibrated when it is right on 70 % of the {samples} of which it is 70 % sure. Bars under the line: "
+    "it is too sure of itself. Hollow bars stand for fewer than {few} {samples}; below, how many {samples} have which "
+    "confidence. ECE is the mean distance from the line, weighed by {samples}, over {bins} bins (Guo et al., On "
+    "Calibration of Modern Neural Networks, ICML 2017; computed by torchmetrics); on few {samples} it is above zero "
+    "even for a calibrated network."
 )
 
 
@@ -62,7 +63,10 @@ def reliability(logits: Float[Tensor, "N K"], labels: Int[Tensor, " N"], bins: i
 
 
 def calibration_section(
-    logits: Mapping[str, Sequence[Float[Tensor, "N K"]]], labels: Int[Tensor, " N"], most: int = 8
+    logits: Mapping[str, Sequence[Float[Tensor, "N K"]]],
+    labels: Real[Tensor, " N"],
+    most: int = 8,
+    judged: Judged = IMAGES,
 ) -> Section:
     """A reliability diagram of each method, all its seeds together, and the ECE of each.
 
@@ -70,22 +74,28 @@ def calibration_section(
         logits: by method, of each seed ``(N, K)``.
         labels: ``(N,)``.
         most: how many methods are drawn; the table has all.
+        judged: what the networks look at; a regression is never sure of anything.
     """
     title = "Calibration"
+    if not judged.has_classes:
+        return Section("calibration", title, "", missing=[judged.needs_classes("Calibration")])
     if not logits:
         reason = "No network of these runs is trained yet; train on with --resume and report again."
         return Section("calibration", title, "", missing=[reason])
     colours = colours_of(list(logits))
-    pictures = [_picture(method, seeds, labels, colours[method]) for method, seeds in list(logits.items())[:most]]
+    pictures = [
+        _picture(method, seeds, labels, colours[method], judged.sample) for method, seeds in list(logits.items())[:most]
+    ]
     rows = [_row(method, seeds, labels) for method, seeds in logits.items()]
     columns = ("method", "ECE (%)", "mean confidence (%)", "accuracy (%)", "cross-entropy (nats)")
-    table = Table(columns, rows, f"on {len(labels)} test images; mean ± standard deviation over the seeds")
+    table = Table(columns, rows, f"on {len(labels)} test {judged.sample}s; mean ± standard deviation over the seeds")
     left = len(logits) - len(pictures)
     missing = [f"{left} more methods are in the table, but not drawn: report fewer runs to see them."] if left else []
-    return Section("calibration", title, LEAD, pictures, [table], missing=missing)
+    lead = LEAD.format(samples=f"{judged.sample}s", few=FEW, bins=BINS)
+    return Section("calibration", title, lead, pictures, [table], missing=missing)
 
 
-def _picture(method: str, seeds: Sequence[Tensor], labels: Tensor, colour: str) -> Picture:
+def _picture(method: str, seeds: Sequence[Tensor], labels: Tensor, colour: str, sample: str) -> Picture:
     figure, axes = panel(height=3.3)
     figure.clear()
     axes, counts = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -103,7 +113,7 @@ def _picture(method: str, seeds: Sequence[Tensor], labels: Tensor, colour: str) 
     counts.set_yscale("log")
     counts.yaxis.set_major_formatter("{x:g}")
     counts.set_ylim(bottom=0.5)
-    counts.set(xlabel="confidence in the class that is said", ylabel="images")
+    counts.set(xlabel="confidence in the class that is said", ylabel=f"{sample}s")
     counts.grid(axis="x", color=GRID)
     caption = f"{method}: how often it is right, by how sure it is" + (
         f", {len(seeds)} seeds." if len(seeds) > 1 else "."

@@ -1,4 +1,4 @@
-"""Which classes a method gains and loses against a reference, with images."""
+"""Which classes a method gains and loses against a reference, with images or sentences."""
 
 import io
 import statistics
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from blockkd.reporting.curves import file_name
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Example, Gallery, Section
 from blockkd.reporting.style import BLUE, INK, VERMILION, Picture, panel
 
@@ -40,9 +41,10 @@ def classes_section(
     logits: Mapping[str, Mapping[int, Float[Tensor, "N K"]]],
     labels: Int[Tensor, " N"],
     names: Sequence[str],
-    image: Callable[[int], Tensor] | None = None,
+    show: Callable[[int, str], Example],
+    judged: Judged = IMAGES,
 ) -> Section:
-    """Points gained and lost in each class, paired by seed, and images that only one of the two gets right.
+    """Points gained and lost in each class, paired by seed, and samples that only one of the two gets right.
 
     Args:
         method: the one that is looked at.
@@ -50,7 +52,8 @@ def classes_section(
         logits: by method and seed, ``(N, K)``.
         labels: ``(N,)``.
         names: of the classes.
-        image: the image ``(C, H, W)`` of a number 0 … N - 1, pixels 0 … 1; None shows none.
+        show: the sample of a number 0 … N - 1, with what is said of it.
+        judged: what the networks look at.
     """
     pairs = _pairs(logits[method], logits[reference])
     gains = torch.stack([class_gains(ours, theirs, labels) for ours, theirs in pairs]).mean(dim=0)
@@ -63,16 +66,18 @@ def classes_section(
         (f"Right with {reference}, wrong with {method}", lost, ours),
     ):
         numbers = found.nonzero().flatten().tolist()
-        shown = numbers[:EXAMPLES] if image is not None else []
-        examples = [_example(image(i), names, int(labels[i]), int(wrong[i])) for i in shown if image is not None]
+        examples = [
+            show(i, f"{_short(names[int(labels[i])])}, taken for {_short(names[int(wrong[i])])}")
+            for i in numbers[:EXAMPLES]
+        ]
         if examples:
-            galleries.append(Gallery(f"{title}: {len(numbers)} of {len(labels)} images", examples))
+            galleries.append(Gallery(f"{title}: {len(numbers)} of {len(labels)} {judged.sample}s", examples))
     known = gains[~gains.isnan()]
     lead = (
         f"Accuracy of {method} on each class, minus that of {reference}: better on {int((known > 0).sum())} of "
         f"{len(known)} classes, worse on {int((known < 0).sum())}, by {statistics.fmean(known.tolist()):+.2f} points "
-        f"on average; {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of networks. The images are those of the "
-        "first."
+        f"on average; {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of networks. The {judged.sample}s are "
+        "those of the first."
     )
     return Section("classes", TITLE, lead, [picture], galleries=galleries)
 
@@ -113,10 +118,6 @@ def _picture(method: str, reference: str, gains: Tensor, names: Sequence[str]) -
     said = f"; the {left_out} classes between are left out" if left_out else ""
     caption = f"Accuracy of {method} minus that of {reference}, by class{said}."
     return Picture(f"classes-{file_name(method)}", caption, figure)
-
-
-def _example(image: Tensor, names: Sequence[str], label: int, said: int) -> Example:
-    return Example(png_of(image), f"{_short(names[label])}, not {_short(names[said])}")
 
 
 def _short(name: str) -> str:

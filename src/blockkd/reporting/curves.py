@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from blockkd.report import by_method, lower_end, watched_score
+from blockkd.report import by_method, lower_end
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import INK, PAPER, Picture, colours_of, dashes_of, is_teacher, legend_below, panel
 from blockkd.runs import Row
@@ -12,33 +13,35 @@ from blockkd.runs import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+DECADE = 10.0
 PARTS = {"task": "task", "distill": "distillation", "cross": "cross"}
 LEAD = (
-    "Every thin line is one network, the thick one is the mean over the seeds of a method. Methods of one run see the "
-    "same images in the same order."
+    "Every thin line is one network, the thick one is the mean over the seeds of a method. Methods of one run see the"
 )
 
 
-def curves_section(metrics: Sequence[Row], cross_from: Mapping[str, int]) -> Section:
-    """Accuracy, loss, and the parts of the losses of methods with stones, over the epochs.
+def curves_section(metrics: Sequence[Row], cross_from: Mapping[str, int], judged: Judged = IMAGES) -> Section:
+    """Score, loss, and the parts of the losses of methods with stones, over the epochs.
 
     Args:
         metrics: one row per network and epoch, with ``method``, ``seed``, ``epoch`` from 0, ``val/accuracy`` and
             ``val/loss`` (as ``test/...`` where that is watched) and ``train/<part>/<learner>``.
         cross_from: by method, the epoch, from 0, from which on ``L_cross`` counts.
+        judged: by what the networks are judged; stands in the place of ``accuracy``.
     """
     title = "While training"
     if not metrics:
         missing = "No epoch is finished yet, so there are no curves; train on with --resume and report again."
         return Section("curves", title, "", missing=[missing])
-    part = "test" if any("test/accuracy" in row for row in metrics) else "validation"
+    part = "test" if any(f"test/{judged.metric}" in row for row in metrics) else "validation"
+    loss = "cross-entropy (nats)" if judged.has_classes else "squared error"
     pictures = [
-        _picture("accuracy", f"{part} accuracy (%)", metrics, watched_score, cross_from),
-        _picture("loss", f"{part} cross-entropy (nats)", metrics, _loss, cross_from, logarithmic=True),
+        _picture(judged.metric, f"{part} {judged.title} (%)", metrics, judged.watched, cross_from),
+        _picture("loss", f"{part} {loss}", metrics, _loss, cross_from, logarithmic=True),
     ]
     pictures += [_parts(method, rows, cross_from.get(method)) for method, rows in by_method(metrics).items()
                  if any(name.startswith("train/task/stone_") for row in rows for name in row)]  # fmt: skip
-    return Section("curves", title, LEAD, pictures)
+    return Section("curves", title, f"{LEAD} same {judged.sample}s in the same order.", pictures)
 
 
 def by_epoch(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[int, list[float]]:
@@ -49,6 +52,13 @@ def by_epoch(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[
         if number is not None:
             found.setdefault(int(row["epoch"]) + 1, []).append(number)
     return dict(sorted(found.items()))
+
+
+def whole_epochs(axes: "Axes") -> None:
+    """Ticks along x at whole numbers only: of a few epochs the rest would be fractions."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def mark_cross(axes: "Axes", epochs: Sequence[int]) -> None:
@@ -69,6 +79,15 @@ def mark_cross(axes: "Axes", epochs: Sequence[int]) -> None:
         )
 
 
+def _by_ratios(axes: "Axes") -> None:
+    """A logarithmic scale along y where the values span so much that it has numbers at its ticks."""
+    low, high = axes.dataLim.intervaly
+    if 0 < low < high and high / low > DECADE:  # without a line they are infinite
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+
+
 def _picture(
     name: str,
     label: str,
@@ -82,10 +101,9 @@ def _picture(
     for method, rows in groups.items():
         _lines(axes, rows, value, method, list(groups))
     axes.set(xlabel="epoch", ylabel=label)
+    whole_epochs(axes)
     if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        _by_ratios(axes)
     else:
         axes.set_ylim(lower_end([number for row in metrics if (number := value(row)) is not None]), 100.5)
     mark_cross(axes, list(cross_from.values()))
@@ -117,9 +135,8 @@ def _parts(method: str, rows: Sequence[Row], cross_from: int | None) -> Picture:
     for part, name in PARTS.items():
         _lines(axes, rows, lambda row, part=part: _sum(row, f"train/{part}/"), name, names)  # type: ignore[misc]
     axes.set(xlabel="epoch", ylabel="weighted loss while training", title=method)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    whole_epochs(axes)
+    _by_ratios(axes)
     mark_cross(axes, [] if cross_from is None else [cross_from])
     legend_below(axes, columns=3)
     caption = f"The parts of the loss of {method}: each summed up over student and stones, times its weight."

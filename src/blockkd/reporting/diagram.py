@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from blockkd import costs
 from blockkd.block_kd import BlockKD
 from blockkd.blocks import Blocks
+from blockkd.calling import Inputs, image_shape
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import BLUE, INK, PAPER, QUIET, VERMILION, WIDTH, Picture, panel
 
@@ -21,10 +23,11 @@ LEFT, RIGHT = 0.02, WIDTH - BOX - 0.02  # where the columns begin, inches
 HEAD = 0.62  # inches above the first block
 LONGEST = 17  # letters of a block's name
 LEAD = (
-    "From top to bottom runs the data. Parameters, and FLOPs of a forward pass for one image, a multiply-add counted "
-    "as two. A stone leaves the student through a connector and goes on in the frozen teacher; nothing of connectors "
-    "and teacher is left in the student that is saved."
+    "From top to bottom runs the data. Parameters, and FLOPs of a forward pass for {inputs}, a multiply-add counted "
+    "as two. {shapes}A stone leaves the student through a connector and goes on in the frozen teacher; nothing of "
+    "connectors and teacher is left in the student that is saved."
 )
+SEQUENCES = "Shapes are tokens × width. "
 
 
 @dataclass(frozen=True)
@@ -42,29 +45,38 @@ class Cut:
     costs: Sequence[tuple[int, int]]
 
     @classmethod
-    def of(cls, blocks: Blocks, example: Tensor) -> "Cut":
-        """From blocks and a batch of inputs ``(B, ...)``."""
+    def of(cls, blocks: Blocks, example: Inputs) -> "Cut":
+        """From blocks and a batch of inputs ``(B, ...)``, one tensor or named ones."""
         shapes = ["×".join(map(str, shape)) for shape in blocks.shapes]
         return cls([*blocks.names, "classifier"], [*shapes, "logits"], costs.block_costs(blocks, example))
 
 
 def diagram_section(
-    teacher: Blocks, student: Blocks, example: Tensor, distiller: nn.Module | None, kd_flops: int, whose: str
+    teacher: Blocks,
+    student: Blocks,
+    example: Inputs,
+    distiller: nn.Module | None,
+    kd_flops: int,
+    whose: str,
+    judged: Judged = IMAGES,
 ) -> Section:
     """Both networks as they are cut.
 
     Args:
         teacher, student: cut into the same number of blocks.
-        example: a batch of inputs ``(B, ...)``.
+        example: a batch of inputs ``(B, ...)``, one tensor or named ones.
         distiller: the method; connectors and stones are drawn where it has any.
-        kd_flops: FLOPs of a training step of plain KD for one image.
+        kd_flops: FLOPs of a training step of plain KD for one input.
         whose: what the method is called.
+        judged: what the networks look at.
     """
     theirs, ours = Cut.of(teacher, example), Cut.of(student, example)
-    inputs = "×".join(map(str, example.shape[1:]))
+    shape = "×".join(map(str, image_shape(example)[1:]))
+    lead = LEAD.format(inputs=judged.inputs, shapes=SEQUENCES if judged.sample == "sentence" else "")
+    inputs = f"{shape} tokens" if judged.sample == "sentence" else f"{judged.sample} {shape}"
     if not isinstance(distiller, BlockKD) or not distiller.stones:
         reason = f"{whose} has no stones, so no connectors are drawn."
-        return Section("networks", TITLE, LEAD, [_picture(ours, theirs, inputs, {})], missing=[reason])
+        return Section("networks", TITLE, lead, [_picture(ours, theirs, inputs, {})], missing=[reason])
     connectors = {i: costs.parameters(distiller.connectors[str(i)]) for i in distiller.stones}
     picture = _picture(ours, theirs, inputs, connectors)
     rows = []
@@ -73,8 +85,10 @@ def diagram_section(
         shares = f"{connectors[i]:,}", f"{added:,}", f"{added / kd_flops:+.0%}"
         rows.append((f"N_{i}", _path(i, len(teacher)), connector, *shares))
     columns = ("stone", "runs through", "connector", "its parameters", "added FLOPs", "of plain KD's step")
-    caption = f"{whose}: FLOPs that each stone adds to one training step, for one image; plain KD takes {kd_flops:,}"
-    return Section("networks", TITLE, LEAD, [picture], [Table(columns, rows, caption)])
+    caption = (
+        f"{whose}: FLOPs that each stone adds to one training step, for {judged.inputs}; plain KD takes {kd_flops:,}"
+    )
+    return Section("networks", TITLE, lead, [picture], [Table(columns, rows, caption)])
 
 
 def _path(stone: int, count: int) -> str:
@@ -103,7 +117,7 @@ def _picture(ours: Cut, theirs: Cut, inputs: str, connectors: dict[int, int]) ->
     for x, cut, colour, title in ((LEFT, ours, BLUE, "student S"), (RIGHT, theirs, QUIET, "teacher T, frozen")):
         middle = x + BOX / 2
         axes.text(middle, 0.14, title, ha="center", va="center", weight="bold")
-        axes.text(middle, 0.34, f"image {inputs}", ha="center", va="center", color=QUIET, fontsize=8)
+        axes.text(middle, 0.34, inputs, ha="center", va="center", color=QUIET, fontsize=8)
         letter = title[-1] if x == LEFT else "T"
         for place in range(count):
             y = _top(place)
@@ -140,7 +154,7 @@ def _block(axes: "Axes", x: float, y: float, title: str, cut: Cut, place: int, c
         )
     )
     name, (parameters, flops) = cut.names[place], cut.costs[place]
-    name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :].lstrip('.')}"
     lines = (f"{title}  {name}", cut.shapes[place], f"{short(parameters)} par. · {short(flops)} FLOPs")
     for number, (line, size) in enumerate(zip(lines, (8.5, 8, 7.3), strict=True)):
         axes.text(x + BOX / 2, y + 0.12 + 0.17 * number, line, ha="center", va="center", fontsize=size, zorder=4)

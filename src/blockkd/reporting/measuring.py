@@ -1,48 +1,48 @@
-"""What trained networks say of the test images, and the features that they see them by."""
+"""What trained networks say of the test part, and the features that they see it by."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from blockkd.blocks import Blocks
-from blockkd.calling import logits_of
+from blockkd.calling import Inputs, logits_of
+from blockkd.data.images import ImageData, LabelledImages
 from blockkd.reporting.similarity import Features, centred_gram
 
-FEATURE_IMAGES, SCALE_IMAGES = 512, 256
+FEATURE_SAMPLES, SCALE_IMAGES = 512, 256
 
 
 def evenly(count: int, most: int) -> Int[Tensor, " N"]:
-    """At most so many of the numbers 0 … count - 1, spread evenly, as images may be sorted by class; ``(N,)``."""
+    """At most so many of the numbers 0 … count - 1, spread evenly, as samples may be sorted by class; ``(N,)``."""
     return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).round().long()
 
 
 @torch.no_grad()
 def all_logits(
     networks: Sequence[nn.Module],
-    images: Dataset[tuple[Tensor, Tensor]],
+    data: ImageData,
     indices: Int[Tensor, " N"],
     device: torch.device,
     batch_size: int = 256,
 ) -> list[Float[Tensor, "N K"]]:
-    """The logits of each network, in evaluation mode, ``(N, K)`` on the CPU; each image is read once.
+    """The logits of each network, in evaluation mode, ``(N, K)`` on the CPU; each sample is read once.
 
     Args:
         networks: map a batch to logits.
-        images: what is evaluated on.
-        indices: which of them, ``(N,)``.
+        data: whose test part is evaluated on.
+        indices: which of its samples, ``(N,)``.
         device: where the networks run.
-        batch_size: images at once.
+        batch_size: samples at once.
     """
     for network in networks:
         network.to(device).eval()
     rows: list[list[Tensor]] = [[] for _ in networks]
-    for batch in _batches(images, indices, batch_size):
-        there = batch.to(device)
+    for batch in _batches(data, indices, batch_size, device):
         for found, network in zip(rows, networks, strict=True):
-            found.append(logits_of(network, there).float().cpu())
+            found.append(logits_of(network, batch).float().cpu())
     return [torch.cat(found) for found in rows]
 
 
@@ -54,7 +54,7 @@ class Pixels:
         indices: which of them, ``(N,)``.
     """
 
-    def __init__(self, images: Dataset[tuple[Tensor, Tensor]], indices: Int[Tensor, " N"]) -> None:
+    def __init__(self, images: LabelledImages, indices: Int[Tensor, " N"]) -> None:
         self.images, self.indices = images, indices
         mean, std = getattr(images, "mean", None), getattr(images, "std", None)
         if isinstance(mean, Tensor) and isinstance(std, Tensor):
@@ -73,29 +73,46 @@ class Pixels:
 @torch.no_grad()
 def features_of(
     blocks: Mapping[str, Blocks],
-    images: Dataset[tuple[Tensor, Tensor]],
+    data: ImageData,
     indices: Int[Tensor, " M"],
     device: torch.device,
 ) -> dict[str, Features]:
-    """Each network's features of the images, block by block.
+    """Each network's features of the test part, block by block; of sentences the mean over their tokens.
 
     Args:
         blocks: by name, cut networks.
-        images: what is looked at.
-        indices: which of them, ``(M,)``; a few hundred, as their features are all held at once.
+        data: whose test part is looked at.
+        indices: which of its samples, ``(M,)``; a few hundred, as their features are all held at once.
         device: where the networks run.
     """
     found = {}
     for name, network in blocks.items():
         network.to(device).eval()
-        batches = [network.run(batch.to(device))[0] for batch in _batches(images, indices, 128)]
+        batches = [(batch, network.run(batch)[0]) for batch in _batches(data, indices, 128, device)]
         grams, last = [], torch.empty(0)
         for place in range(len(network)):
-            values = torch.cat([features[place].float().cpu() for features in batches])
+            values = torch.cat([_comparable(features[place], batch).float().cpu() for batch, features in batches])
             grams.append(centred_gram(values))
             last = values
         found[name] = Features(grams, _pooled(last))
     return found
+
+
+def mean_of_tokens(hidden: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """The mean over a sentence's own tokens.
+
+    Args:
+        hidden: a width for each token ``(B, L, D)``.
+        mask: 0 on padding, ``(B, L)``.
+    """
+    weights = mask[:, :, None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def _comparable(features: Tensor, batch: Inputs) -> Tensor:
+    """As large in every batch: sentences are padded to other lengths in each."""
+    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
+    return features if mask is None or features.ndim != 3 else mean_of_tokens(features, mask)
 
 
 def _pooled(features: Tensor) -> Tensor:
@@ -103,6 +120,6 @@ def _pooled(features: Tensor) -> Tensor:
     return features.mean(dim=(2, 3)) if features.ndim == 4 else features.mean(dim=1) if features.ndim == 3 else features
 
 
-def _batches(images: Dataset[tuple[Tensor, Tensor]], indices: Tensor, batch_size: int) -> Iterator[Tensor]:
-    for batch, _ in DataLoader(Subset(images, indices.tolist()), batch_size=batch_size):
-        yield batch
+def _batches(data: ImageData, indices: Tensor, batch_size: int, device: torch.device) -> Iterator[Inputs]:
+    for some in indices.split(batch_size):
+        yield move_data_to_device(data.some(data.parts.test, some.tolist())[0], device)

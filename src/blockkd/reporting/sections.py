@@ -23,20 +23,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Example:
-    """An image and what two networks say of it.
+    """An image, or a sentence or two, and what two networks say of it.
 
     Attributes:
-        png: the image.
         text: of its class and what was said.
+        png: the image.
+        sentences: what was read, where it is no image.
     """
 
-    png: bytes
     text: str
+    png: bytes = b""
+    sentences: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images with a heading."""
+    """Images or sentences with a heading."""
 
     title: str
     examples: Sequence[Example]

@@ -4,26 +4,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from blockkd.reporting.curves import file_name
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import COLOURS, GRID, Picture, panel
 
 CLASSES = 10  # that are drawn in a map
+LETTERS = 45  # in a row of its legend
 PERPLEXITY = 30
 LEAD = (
     "Linear CKA (Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019) is 1 where the "
-    "features of all images lie to each other as in the other network, up to rotation and scale, and 0 where they have "
-    "nothing in common. The maps (t-SNE) show what the classifier sees of each image, each network by itself: "
-    "distances between clusters mean little, only whether classes mix."
+    "features of all {samples} lie to each other as in the other network, up to rotation and scale, and 0 where they "
+    "have nothing in common. "
 )
+MAPS = (
+    "The maps (t-SNE) show what the classifier sees of each {sample}, each network by itself: distances between "
+    "clusters mean little, only whether classes mix. "
+)
+POOLED = "Of a sentence its features are the mean over its tokens, without the padding. "
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of some images.
+    """What a network makes of some samples.
 
     Attributes:
         grams: of each block's features, centred, ``(M, M)``.
@@ -54,18 +60,20 @@ def cka(one: Float[Tensor, "M M"], two: Float[Tensor, "M M"]) -> float:
 def similarity_section(
     features: Mapping[str, Features],
     teacher: str,
-    labels: Int[Tensor, " M"],
+    labels: Real[Tensor, " M"],
     names: Sequence[str],
     missing: Sequence[str],
+    judged: Judged = IMAGES,
 ) -> Section:
     """CKA of every network's blocks to the teacher's, and a map of each.
 
     Args:
-        features: by network, of the same M images.
+        features: by network, of the same M samples.
         teacher: which of them is the teacher.
-        labels: of the images, ``(M,)``.
+        labels: of the samples, ``(M,)``.
         names: of the classes.
         missing: why networks are left out.
+        judged: what the networks look at.
     """
     title = "Features"
     if len(features) < 2 or teacher not in features:
@@ -73,8 +81,14 @@ def similarity_section(
         return Section("features", title, "", missing=[*missing, reason])
     theirs = features[teacher]
     pictures = [_heatmap(name, found, theirs) for name, found in features.items() if name != teacher]
-    pictures += [_map(name, found.last, labels, names) for name, found in features.items()]
-    lead = f"{LEAD} On {len(labels)} test images, the first seed of each method."
+    lead = LEAD + (POOLED if judged.sample == "sentence" else "")
+    if judged.has_classes:
+        lead += MAPS
+        pictures += [_map(name, found.last, labels, names, judged.sample) for name, found in features.items()]
+    else:
+        missing = [*missing, judged.needs_classes("A map of the features")]
+    lead = lead.format(sample=judged.sample, samples=f"{judged.sample}s")
+    lead += f"On {len(labels)} test {judged.sample}s, the first seed of each method."
     return Section("features", title, lead, pictures, missing=missing)
 
 
@@ -96,7 +110,7 @@ def _heatmap(name: str, ours: Features, theirs: Features) -> Picture:
     )
 
 
-def _map(name: str, features: Tensor, labels: Tensor, names: Sequence[str]) -> Picture:
+def _map(name: str, features: Tensor, labels: Tensor, names: Sequence[str], sample: str) -> Picture:
     from sklearn.manifold import TSNE
 
     kept = sorted(labels.unique().tolist())[:CLASSES]
@@ -104,14 +118,15 @@ def _map(name: str, features: Tensor, labels: Tensor, names: Sequence[str]) -> P
     perplexity = min(PERPLEXITY, max((int(chosen.sum()) - 1) / 3, 1))
     places = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(features[chosen].float().numpy())
     figure, axes = panel(height=3.4)
+    columns = min(len(kept), 5)
     for number, label in enumerate(kept):
         own = places[(labels[chosen] == label).numpy()]
         filled = number < len(COLOURS)  # five colours twice: filled circles, then hollow triangles
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(own[:, 0], own[:, 1], "o" if filled else "^", color=colour, markersize=3, markeredgewidth=0.7,
-                  markerfacecolor=colour if filled else "none", label=names[label][:9])  # fmt: skip
+                  markerfacecolor=colour if filled else "none", label=names[label][: LETTERS // columns])  # fmt: skip
     axes.set(title=name, xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=GRID)
-    figure.legend(loc="outside lower left", ncols=5, handlelength=0.8, columnspacing=0.9, handletextpad=0.3)
+    figure.legend(loc="outside lower left", ncols=columns, handlelength=0.8, columnspacing=0.9, handletextpad=0.3)
     said = "" if len(names) <= CLASSES else f" The first {CLASSES} classes are drawn."
-    return Picture(f"map-{file_name(name)}", f"{name}: each test image as its classifier sees it.{said}", figure)
+    return Picture(f"map-{file_name(name)}", f"{name}: each test {sample} as its classifier sees it.{said}", figure)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blockkd.report import by_method, mean_and_deviation
-from blockkd.reporting.curves import by_epoch, file_name, mark_cross
+from blockkd.reporting.curves import by_epoch, file_name, mark_cross, whole_epochs
+from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import BLUE, INK, VERMILION, Picture, colours_of, dashes_of, legend_below, panel
 from blockkd.runs import Row
@@ -41,18 +42,24 @@ class Place:
     agreement: Sequence[float]
 
 
-def stones_section(metrics: Sequence[Row], with_stones: Sequence[str], cross_from: Mapping[str, int]) -> Section:
+def stones_section(
+    metrics: Sequence[Row], with_stones: Sequence[str], cross_from: Mapping[str, int], judged: Judged = IMAGES
+) -> Section:
     """The stones' accuracy and agreement over the epochs, and after the last one along the depth.
 
     Args:
         metrics: one row per network and epoch; with ``watch_stones``, the stones' as ``blockkd.watching`` names them.
         with_stones: methods that have stones.
         cross_from: by method, the epoch, from 0, from which on ``L_cross`` counts.
+        judged: what the networks look at; with a regression's numbers nobody can agree.
     """
+    if not judged.has_classes:
+        return Section("stones", TITLE, "", missing=[judged.needs_classes("Agreement of stones with the teacher")])
     watched = {method: rows for method, rows in by_method(metrics).items() if method in with_stones and _stones(rows)}
     if not watched:
         missing = (
-            "The stones were not watched; train with --watch_stones true, or with the recipe digits/ablation."
+            "The stones were not watched; train with --watch_stones true"
+            + (", or with the recipe digits/ablation." if judged.sample == "image" else ".")
             if with_stones
             else "No method of these runs has stones; Block-KD has: blockkd distill --watch_stones true."
         )
@@ -60,9 +67,9 @@ def stones_section(metrics: Sequence[Row], with_stones: Sequence[str], cross_fro
     pictures, tables, said = [], [], []
     for method, rows in watched.items():
         places = along_depth(rows)
-        said.append(f"{method}: {bottleneck(places)}")
-        pictures += [_depth(method, places), *_over_time(method, rows, cross_from.get(method))]
-        tables.append(_table(method, places, _part(rows)))
+        said.append(f"{method}: {bottleneck(places, judged)}")
+        pictures += [_depth(method, places, judged), *_over_time(method, rows, cross_from.get(method))]
+        tables.append(_table(method, places, _part(rows), judged))
     return Section("stones", TITLE, LEAD, pictures, tables, points=said)
 
 
@@ -81,10 +88,11 @@ def along_depth(rows: Sequence[Row]) -> list[Place]:
 
     stones = [Place(f"N_{i}", of(f"stone_{i}/accuracy"), of(f"stone_{i}/agrees_teacher")) for i in _stones(rows)]
     teacher = Place("teacher", of("teacher/accuracy"), [100.0] * len(last))
-    return [teacher, *stones, Place("student", of("accuracy"), of("student/agrees_teacher"))]
+    student = Place("student", of(_students_accuracy(rows, part)), of("student/agrees_teacher"))
+    return [teacher, *stones, student]
 
 
-def bottleneck(places: Sequence[Place]) -> str:
+def bottleneck(places: Sequence[Place], judged: Judged = IMAGES) -> str:
     """Where along the depth least of the teacher is left, in a sentence."""
     learners = places[1:]
     worst = min(learners, key=lambda place: statistics.fmean(place.agreement))
@@ -96,7 +104,7 @@ def bottleneck(places: Sequence[Place]) -> str:
     block = worst.name.removeprefix("N_")
     return (
         f"the bottleneck is block {block}: {worst.name}, which goes on in the teacher behind it, agrees with the "
-        f"teacher least, on {share} % of the images."
+        f"teacher least, on {share} % of the {judged.sample}s."
     )
 
 
@@ -104,11 +112,17 @@ def _stones(rows: Sequence[Row]) -> list[int]:
     return sorted({int(found[2]) for row in rows for name in row if (found := _STONE.fullmatch(name))})
 
 
+def _students_accuracy(rows: Sequence[Row], part: str) -> str:
+    """Its column: beside the stones', or where older runs have it; not all tasks are judged by it."""
+    own = "student/accuracy"
+    return own if any(f"{part}/{own}" in row for row in rows) else "accuracy"
+
+
 def _part(rows: Sequence[Row]) -> str:
     return next(found[1] for row in rows for name in row if (found := _STONE.fullmatch(name)))
 
 
-def _depth(method: str, places: Sequence[Place]) -> Picture:
+def _depth(method: str, places: Sequence[Place], judged: Judged) -> Picture:
     figure, axes = panel()
     for name, colour, marker, values in (
         ("accuracy", BLUE, "o", [place.accuracy for place in places]),
@@ -118,7 +132,7 @@ def _depth(method: str, places: Sequence[Place]) -> Picture:
         for place, of in enumerate(values):
             axes.plot([place] * len(of), of, marker, color=colour, alpha=0.35, markersize=3.5, markeredgewidth=0)
     axes.set_xticks(range(len(places)), [place.name for place in places])
-    axes.set(ylabel="share of images (%)", title=method)
+    axes.set(ylabel=f"share of {judged.sample}s (%)", title=method)
     _fit(axes, min(min(of) for place in places for of in (place.accuracy, place.agreement)))
     legend_below(axes)
     caption = f"{method} after the last epoch: from the teacher, block by block, to the student. Small: each seed."
@@ -130,7 +144,7 @@ def _over_time(method: str, rows: Sequence[Row], cross_from: int | None) -> list
     names = {f"N_{i}": f"stone_{i}" for i in stones}
     found = []
     for key, said, own in (
-        ("accuracy", "accuracy", {"student": "accuracy", "teacher": "teacher/accuracy"}),
+        ("accuracy", "accuracy", {"student": _students_accuracy(rows, part), "teacher": "teacher/accuracy"}),
         ("agrees_teacher", "agreement with the teacher", {"student": "student/agrees_teacher"}),
         ("agrees_student", "agreement with the student", {}),
     ):
@@ -161,6 +175,7 @@ def _lines(
         line.set(linestyle=dash, marker="o" if len(means) == 1 else "")
         lowest += means[len(means) // 2 :]
     axes.set(xlabel="epoch", ylabel=label, title=method)
+    whole_epochs(axes)
     _fit(axes, min(lowest, default=0.0))
     mark_cross(axes, [] if cross_from is None else [cross_from])
     legend_below(axes, columns=3)
@@ -172,7 +187,7 @@ def _fit(axes: "Axes", lowest: float) -> None:
     axes.set_ylim(max(min(lowest - 1, 95.0), 0.0), 100.2)
 
 
-def _table(method: str, places: Sequence[Place], part: str) -> Table:
+def _table(method: str, places: Sequence[Place], part: str, judged: Judged) -> Table:
     rows, before = [], None
     for place in places:
         agreement = statistics.fmean(place.agreement)
@@ -180,9 +195,6 @@ def _table(method: str, places: Sequence[Place], part: str) -> Table:
         rows.append((place.name, f"{statistics.fmean(place.accuracy):.1f}", f"{agreement:.1f}", change))
         before = agreement
     whole = "validation" if part == "val" else "test"
-    caption = (
-        f"{method}: shares of the {whole} images in % after the last epoch, means over {len(places[0].accuracy)} seeds"
-    )
-    return Table(
-        ("", "accuracy", "agrees with teacher", "to the one before"), rows, caption.replace("1 seeds", "1 seed")
-    )
+    seeds = "1 seed" if len(places[0].accuracy) == 1 else f"{len(places[0].accuracy)} seeds"
+    caption = f"{method}: shares of the {whole} {judged.sample}s in % after the last epoch, means over {seeds}"
+    return Table(("", "accuracy", "agrees with teacher", "to the one before"), rows, caption)

@@ -14,6 +14,7 @@ from blockkd.data.images import ImageData, LabelledImages, Parts
 from blockkd.data.reading import read_files, read_splits
 from blockkd.data.splitting import hold_out
 from blockkd.text.fitting_together import check_labels, check_length, check_vocabulary
+from blockkd.text.preprocessing import TextPreprocessing
 from blockkd.text.sentences import Padding, TokenizedSentences, Tokens
 from blockkd.text.tasks import task_named
 from blockkd.text.vocabulary import tokenizer_identity
@@ -74,6 +75,7 @@ class Glue(ImageData):
         self._named: str | None = tokenizer if isinstance(tokenizer, str) else None
         self._tokenizer: Any = None if isinstance(tokenizer, str) else tokenizer
         self._tokenizer_revision: str | None = None
+        self._test_texts: Any = None
 
     @property
     def num_classes(self) -> int:
@@ -118,6 +120,7 @@ class Glue(ImageData):
         for name in names:
             if name not in splits:
                 raise ValueError(f"{self.path!r} has no split {name!r} of {self.task_name}, only {sorted(splits)}")
+        self._test_texts = splits[self.task.evaluation]
         whole, test = (self._tokenized(splits[name], name) for name in names)
         rest, held_out = self._held_out(whole[1])
         return Parts(
@@ -149,6 +152,18 @@ class Glue(ImageData):
         check_vocabulary(self.tokenizer, *networks)
         check_length(self.max_length, *networks)
         check_labels(networks[0], networks[-1])
+
+    def preprocessing(self) -> TextPreprocessing:  # type: ignore[override]
+        """How sentences become what the networks take. Goes into exports."""
+        names = tuple(self.example(1))
+        return TextPreprocessing(self.tokenizer, self.task.columns, self.max_length, names, self.task.labels)
+
+    def test_sentences(self, index: int) -> list[str]:
+        """The sentence at an index of the test part, or the two, as they were written. Raises IndexError."""
+        if not 0 <= index < len(self.parts.test):  # which loads them
+            raise IndexError(f"there is no sentence {index}, only 0 … {len(self.parts.test) - 1}")
+        row = self._test_texts[index]
+        return [row[column] or "" for column in self.task.columns]
 
     def _loader(self, images: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return super()._loader(images, collate_fn=self._padding(), **options)

@@ -109,7 +109,7 @@ def _load(name: str, revision: str | None, **options: Any) -> Any:
             stacklevel=4,
         )
     try:
-        with _silent(transformers):  # what is missing of a checkpoint is told by us
+        with silent(transformers):  # what is missing of a checkpoint is told by us
             return transformers.AutoModelForSequenceClassification.from_pretrained(
                 where,
                 revision=revision,
@@ -145,7 +145,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _silent(transformers: Any) -> Iterator[None]:
+def silent(transformers: Any) -> Iterator[None]:
+    """While it shows no progress and gives no advice."""
     logging = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
