@@ -114,7 +114,7 @@ def test_a_run_of_simkd_is_evaluated_with_the_head_it_deploys(capsys: pytest.Cap
     capsys.readouterr()
     for arguments in (["runs/small"], ["runs/small/student.safetensors", "--config", "runs/small/recipe.yaml"]):
         assert main(["evaluate", *arguments]) == 0
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if " student " in line]
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "│ student " in line]
         assert f"{100 * float(row['test_accuracy']):.2f}" in line
         assert f"{int(row['parameters']):,}" in line
 
