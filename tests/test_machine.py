@@ -87,7 +87,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), values))
 def test_numbers_come_back_as_they_were(document: dict[str, Any]) -> None:
     assert strictly(as_json(document) + "\n") == finite(document)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Task
@@ -61,6 +61,7 @@ def test_a_line_says_as_much_as_its_width_allows(width: int, said: str) -> None:
     assert said in line(width)
 
 
+@settings(deadline=None)
 @given(st.integers(40, 250), st.dictionaries(st.sampled_from(list(LOSS)), st.floats(1e-9, 1e9)))
 def test_a_line_is_never_wider_than_the_terminal(width: int, loss: dict[str, float]) -> None:
     assert len(line(width, loss=loss)) <= width
