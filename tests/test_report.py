@@ -1,12 +1,25 @@
 """Table and figure say what was measured."""
 
 import math
+import statistics
 from pathlib import Path
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from blockkd.report import by_method, evaluation_table, figure, mean_and_deviation, results_table
+from blockkd.report import (
+    HIGHEST,
+    LEAST_SPAN,
+    by_method,
+    evaluation_table,
+    figure,
+    mean_and_deviation,
+    results_table,
+    share_limits,
+)
 from blockkd.runs import Row
 
 
@@ -75,3 +88,21 @@ def test_figure_is_drawn_with_one_epoch_or_several_seeds_or_no_curve(tmp_path: P
             assert image.size[0] > 1000
             drawn[name] = image.tobytes()
     assert len(set(drawn.values())) == 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=1))
+def test_an_axis_of_shares_shows_the_better_half_and_makes_nothing_large(shares: list[float]) -> None:
+    low, high = share_limits(shares)
+    assert low <= statistics.median(shares)
+    assert max(shares) < high <= HIGHEST
+    assert high - low >= LEAST_SPAN - 1e-9
+    assert low >= 0 or min(shares) < 0  # no room below 0 where nothing lies there
+
+
+def test_an_axis_of_shares_begins_at_0_where_that_is_not_far() -> None:
+    assert share_limits([100, 7, 6, 8]) == (0.0, HIGHEST)
+    low, high = share_limits([3, 20, 90, 97, 98, 98.5])
+    assert 75 < low < 90
+    assert high == pytest.approx(98.5 + 0.1 * (98.5 - low))
+    assert share_limits([]) == (0.0, HIGHEST)

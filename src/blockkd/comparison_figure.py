@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockkd.comparison import Comparison, Spread, Summary
-from blockkd.report import LEAST_SPAN, TEACHER_NAME, by_method
+from blockkd.report import TEACHER_NAME, by_method, widened
 from blockkd.runs import Row
 from blockkd.scores import metric_of, score, title_of
 
@@ -117,9 +117,7 @@ def _draw_accuracy(
             )
         if summary.method == baseline:
             axes.axvline(mean, color=colour, linewidth=1, linestyle="--", zorder=0)
-    low, high = axes.get_xlim()
-    spare = max(LEAST_SPAN - (high - low), 0) / 2
-    axes.set_xlim(low - spare, min(high + spare, 100.5))
+    axes.set_xlim(widened(axes.get_xlim()))
     also = "" if teacher is None else f"; the teacher's: {100 * teacher.last.mean:.2f}"
     axes.set(
         xlabel=f"test {title_of(metric_of(rows))} after the last epoch (%){also}",
@@ -160,9 +158,7 @@ def _draw_cost(axes: "Axes", students: Sequence[Summary], baseline: str | None, 
         ylabel=f"test {title} (%)",
         title=f"{title} against cost",
     )
-    low, high = axes.get_ylim()
-    spare = max(LEAST_SPAN - (high - low), 0) / 2
-    axes.set_ylim(low - spare, min(high + spare, 100.5))
+    axes.set_ylim(widened(axes.get_ylim()))
     name_beside(axes, students, costs, LABEL_HEIGHT / height)
 
 

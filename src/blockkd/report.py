@@ -12,7 +12,8 @@ from blockkd.scores import ACCURACY, metric_of, score, title_of
 
 TEACHER_NAME = "teacher"
 LOOK = 12.0  # how many points of accuracy below the median the curves show
-LEAST_SPAN = 5.0  # points of accuracy that the dots' axis spans at least, so that small differences look small
+LEAST_SPAN = 5.0  # points of accuracy that an axis spans at least, so that small differences look small
+HIGHEST = 100.5  # end of an axis of shares in %: what lies at 100 is seen whole
 
 
 def results_table(results: Sequence[Row], test_images: int, sample: str = "image") -> Table:
@@ -117,7 +118,7 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
         curves.fill_between(epochs, lowest, highest, color=colours[method], alpha=0.15, linewidth=0)
     part = "test" if any(f"test/{metric}" in row for row in metrics) else "validation"
     curves.set(xlabel="epoch", ylabel=f"{part} {title_of(metric)} (%)", title="while training")
-    curves.set_ylim(top=100.5, bottom=lower_end([watched_score(row, metric) for row in metrics]))
+    curves.set_ylim(share_limits([watched_score(row, metric) for row in metrics]))
     if metrics:
         curves.legend(loc="lower right", frameon=False)
     for place, (method, rows) in enumerate(groups.items()):
@@ -126,9 +127,7 @@ def figure(metrics: Sequence[Row], results: Sequence[Row], path: Path) -> None:
         dots.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=colours[method])
     dots.set(ylabel=f"test {title_of(metric)} (%)", title="each network, and the mean", xlim=(-0.6, len(groups) - 0.4))
     dots.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right", rotation_mode="anchor")
-    low, high = dots.get_ylim()
-    spare = max(LEAST_SPAN - (high - low), 0) / 2
-    dots.set_ylim(low - spare, min(high + spare, 100.5))
+    dots.set_ylim(widened(dots.get_ylim()))
     for axes in (curves, dots):
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -140,9 +139,28 @@ def watched_score(row: Row, metric: str = ACCURACY) -> float:
     return 100 * float(row.get(f"val/{metric}", row.get(f"test/{metric}", 0.0)))
 
 
-def lower_end(accuracies: Sequence[float]) -> float:
-    """Where the axis begins: the first epochs may lie below it, so that the later ones can be told apart."""
-    return max(min(accuracies), statistics.median(accuracies) - LOOK) - 1 if accuracies else 0.0
+def share_limits(shares: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis for curves of shares in %, so that the later epochs can be told apart.
+
+    The first epochs may lie below it, unless 0 is not far. Small differences are not made large.
+
+    Args:
+        shares: all that is drawn.
+    """
+    if not shares:
+        return 0.0, HIGHEST
+    bottom = max(min(shares), statistics.median(shares) - LOOK) - 1
+    top = min(max(shares) + max(0.1 * (max(shares) - bottom), 1.0), HIGHEST)
+    if min(shares) >= 0 and bottom < top / 2:
+        return 0.0, max(top, LEAST_SPAN)
+    return min(bottom, top - LEAST_SPAN), top
+
+
+def widened(limits: tuple[float, float]) -> tuple[float, float]:
+    """Ends of an axis of shares in %, so far apart that small differences do not look large."""
+    low, high = limits
+    spare = max(LEAST_SPAN - (high - low), 0) / 2
+    return low - spare, min(high + spare, HIGHEST)
 
 
 def _band(rows: Sequence[Row], metric: str) -> tuple[list[int], list[float], list[float], list[float]]:

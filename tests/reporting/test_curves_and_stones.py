@@ -46,6 +46,9 @@ def test_curves_mark_where_the_cross_loss_starts() -> None:
     assert [picture.name for picture in section.pictures] == ["accuracy", "loss", "parts-block_kd"]
     assert all("L_cross starts" in text for text in texts)
     assert "L_cross starts" not in without
+    with look():
+        later = curves_section(ROWS, {"block_kd": 2}).pictures[0].inline()
+    assert "L_cross starts" not in later  # these rows end before
     assert "distillation" in texts[2]
     assert ">cross<" not in texts[2]  # there is none in these rows
 

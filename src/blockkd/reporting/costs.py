@@ -2,19 +2,15 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from blockkd.comparison import Comparison, Summary
 from blockkd.comparison_figure import cost_axis, name_beside
-from blockkd.report import LEAST_SPAN, by_method, mean_and_deviation
+from blockkd.report import by_method, mean_and_deviation, widened
 from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
 from blockkd.reporting.style import BLUE, INK, PAPER, QUIET, Picture, colours_of, is_teacher, panel
 from blockkd.runs import Row
 from blockkd.scores import title_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LABEL = 0.17  # inches from one name to the next
 # The steps of Fig. 4 (b), by the names that the recipe gives them.
@@ -71,7 +67,8 @@ def ablation_section(rows: Sequence[Row], judged: Judged = IMAGES) -> Section:
     if set(STEPS) - set(groups):
         left = ", ".join(sorted(set(STEPS) - set(groups)))
         recipe = (
-            "The recipe trains all steps: blockkd distill --config digits/ablation --seeds 5."
+            "They are recipes behind every pair of images, as kd is; on digits one recipe trains all: blockkd distill "
+            "--config digits/ablation --seeds 5."
             if judged.sample == "image"
             else "A recipe trains them that has methods of these names beside its own, as digits/ablation has."
         )
@@ -136,7 +133,7 @@ def _cost(students: Sequence[Summary], baseline: str | None, rows: Sequence[Row]
     cost_axis(axes, costs)
     axes.set(xlabel=label, ylabel=f"test {judged.title} (%)")
     axes.margins(x=0.12)
-    _widen(axes)
+    axes.set_ylim(widened(axes.get_ylim()))
     name_beside(axes, students, costs, LABEL / height * 1.25, left=1.04, size=8, colour=QUIET)
     caption = f"Test {judged.title} against the cost of training: the mean of each method; small, each seed."
     return Picture("cost", caption, figure)
@@ -156,17 +153,10 @@ def _steps(accuracies: dict[str, dict[int, float]], judged: Judged) -> Picture:
         said.set_bbox({"boxstyle": "square,pad=0.1", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85})
     axes.set_xticks(range(len(STEPS)), ["KD", "+ stones'\ntask", "+ stones'\ndistillation", "+ L_cross"], fontsize=8)
     axes.set(ylabel=f"test {judged.title} (%)", xlim=(-0.4, len(STEPS) - 0.6))
-    _widen(axes)
+    axes.set_ylim(widened(axes.get_ylim()))
     caption = f"Test {judged.title} as part after part of Block-KD is added; small, each seed."
     return Picture("ablation", caption, figure)
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _widen(axes: "Axes") -> None:
-    """Small differences are not to look large."""
-    low, high = axes.get_ylim()
-    spare = max(LEAST_SPAN - (high - low), 0) / 2
-    axes.set_ylim(low - spare, min(high + spare, 100.2))

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from blockkd.report import by_method, lower_end
+from blockkd.report import by_method, share_limits
 from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section
 from blockkd.reporting.style import INK, PAPER, Picture, colours_of, dashes_of, is_teacher, legend_below, panel
@@ -62,8 +62,9 @@ def whole_epochs(axes: "Axes") -> None:
 
 
 def mark_cross(axes: "Axes", epochs: Sequence[int]) -> None:
-    """A line for each epoch, from 0, in which ``L_cross`` starts."""
-    for epoch in sorted(set(epochs)):
+    """A line for each epoch, from 0, in which ``L_cross`` starts, if training has come so far."""
+    last = axes.dataLim.x1
+    for epoch in sorted({epoch for epoch in epochs if epoch + 1 <= last}):
         axes.axvline(epoch + 1, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
         axes.annotate(
             "L_cross starts",
@@ -105,7 +106,7 @@ def _picture(
     if logarithmic:
         _by_ratios(axes)
     else:
-        axes.set_ylim(lower_end([number for row in metrics if (number := value(row)) is not None]), 100.5)
+        axes.set_ylim(share_limits([number for row in metrics if (number := value(row)) is not None]))
     mark_cross(axes, list(cross_from.values()))
     legend_below(axes)
     return Picture(name, f"{label[0].upper()}{label[1:]} after each epoch.", figure)

@@ -13,7 +13,7 @@ from blockkd.reporting.sections import Section
 from blockkd.reporting.style import COLOURS, GRID, Picture, panel
 
 CLASSES = 10  # that are drawn in a map
-LETTERS = 45  # in a row of its legend
+LETTERS, SIGN = 56, 3  # in a row of its legend; as wide as this many is what stands before a name
 PERPLEXITY = 30
 LEAD = (
     "Linear CKA (Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019) is 1 where the "
@@ -118,13 +118,13 @@ def _map(name: str, features: Tensor, labels: Tensor, names: Sequence[str], samp
     perplexity = min(PERPLEXITY, max((int(chosen.sum()) - 1) / 3, 1))
     places = TSNE(perplexity=perplexity, init="random", random_state=0).fit_transform(features[chosen].float().numpy())
     figure, axes = panel(height=3.4)
-    columns = min(len(kept), 5)
+    columns = max(min(len(kept), 5, LETTERS // max(len(names[label]) + SIGN for label in kept)), 1)
     for number, label in enumerate(kept):
         own = places[(labels[chosen] == label).numpy()]
         filled = number < len(COLOURS)  # five colours twice: filled circles, then hollow triangles
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(own[:, 0], own[:, 1], "o" if filled else "^", color=colour, markersize=3, markeredgewidth=0.7,
-                  markerfacecolor=colour if filled else "none", label=names[label][: LETTERS // columns])  # fmt: skip
+                  markerfacecolor=colour if filled else "none", label=names[label][:LETTERS])  # fmt: skip
     axes.set(title=name, xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=GRID)
     figure.legend(loc="outside lower left", ncols=columns, handlelength=0.8, columnspacing=0.9, handletextpad=0.3)

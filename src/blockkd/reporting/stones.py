@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blockkd.report import by_method, mean_and_deviation
+from blockkd.report import by_method, mean_and_deviation, share_limits
 from blockkd.reporting.curves import by_epoch, file_name, mark_cross, whole_epochs
 from blockkd.reporting.judging import IMAGES, Judged
 from blockkd.reporting.sections import Section, Table
@@ -14,7 +14,6 @@ from blockkd.reporting.style import BLUE, INK, VERMILION, Picture, colours_of, d
 from blockkd.runs import Row
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "Along the depth"
@@ -133,7 +132,7 @@ def _depth(method: str, places: Sequence[Place], judged: Judged) -> Picture:
             axes.plot([place] * len(of), of, marker, color=colour, alpha=0.35, markersize=3.5, markeredgewidth=0)
     axes.set_xticks(range(len(places)), [place.name for place in places])
     axes.set(ylabel=f"share of {judged.sample}s (%)", title=method)
-    _fit(axes, min(min(of) for place in places for of in (place.accuracy, place.agreement)))
+    axes.set_ylim(share_limits([one for place in places for of in (place.accuracy, place.agreement) for one in of]))
     legend_below(axes)
     caption = f"{method} after the last epoch: from the teacher, block by block, to the student. Small: each seed."
     return Picture(f"depth-{file_name(method)}", caption, figure)
@@ -166,25 +165,20 @@ def _lines(
     figure, axes = panel()
     stones = [name for name in columns if name.startswith("N_")]
     colours, dashes = colours_of(stones), dashes_of(stones)
-    lowest: list[float] = []
+    drawn: list[float] = []
     for name, column in columns.items():
         values = by_epoch(rows, lambda row, column=column: 100 * float(row[column]) if column in row else None)  # type: ignore[misc]
         means = [statistics.fmean(of) for of in values.values()]
         dash = dashes.get(name, "-" if name == "student" else (0, (2, 2)))
         (line,) = axes.plot(list(values), means, color=colours.get(name, INK), linewidth=1.5, label=name)
         line.set(linestyle=dash, marker="o" if len(means) == 1 else "")
-        lowest += means[len(means) // 2 :]
+        drawn += means
     axes.set(xlabel="epoch", ylabel=label, title=method)
     whole_epochs(axes)
-    _fit(axes, min(lowest, default=0.0))
+    axes.set_ylim(share_limits(drawn))
     mark_cross(axes, [] if cross_from is None else [cross_from])
     legend_below(axes, columns=3)
     return figure
-
-
-def _fit(axes: "Axes", lowest: float) -> None:
-    """Up to 100 %, down to what is to be seen (the first epochs need not be), small differences not made large."""
-    axes.set_ylim(max(min(lowest - 1, 95.0), 0.0), 100.2)
 
 
 def _table(method: str, places: Sequence[Place], part: str, judged: Judged) -> Table:
