@@ -2,7 +2,9 @@
 
 import errno
 import io
+import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,24 @@ def test_weights_and_biases_gets_the_metrics(monkeypatch: pytest.MonkeyPatch) ->
     assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "wandb"]) == 0
     (stored,) = Path("run/kd/seed_0/wandb").glob("offline-run-*/run-*.wandb")
     assert b"val/accuracy" in stored.read_bytes()
+
+
+def test_mlflow_gets_the_metrics_of_every_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("sqlalchemy", reason="mlflow keeps runs in a database by sqlalchemy, which is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "mlflow"]) == 0
+    with closing(sqlite3.connect("run/mlflow.db")) as database:
+        names = dict(database.execute("select run_uuid, name from runs"))
+        logged = database.execute("select run_uuid from metrics where key = 'val/accuracy'").fetchall()
+    assert "run: kd, seed 0" in names.values()
+    assert {names[run] for (run,) in logged} == set(names.values())
+
+
+def test_a_service_that_cannot_be_reached_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    assert main(["distill", "--config", "short.yaml", "--output", "run", "--logger", "mlflow"]) == 2
+    assert "cannot log to mlflow: " in capsys.readouterr().err

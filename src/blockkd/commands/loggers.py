@@ -15,6 +15,7 @@ from blockkd.runs import Job, RunFolder
 Service = Literal["wandb", "mlflow"]
 EVENTS = "tensorboard"  # folder of a job
 PROJECT = "blockkd"
+DATABASE = "mlflow.db"  # of a run, where MLflow has no address of its own
 
 
 def check_logger(service: Service | None) -> None:
@@ -28,24 +29,41 @@ def live_loggers(service: Service | None, folder: RunFolder, job: Job) -> Iterat
     """TensorBoard's files in the job's folder always, and a service where one is asked for.
 
     How to reach a service, its package takes from the environment (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ...); both
-    begin a new run there when a job is resumed.
+    begin a new run there when a job is resumed. Where MLflow has no address it writes a database beside the jobs, for
+    ``mlflow ui --backend-store-uri sqlite:///RUN/mlflow.db``.
 
     Args:
         service: Weights & Biases, MLflow, or none.
         folder: of the run; its name groups the jobs.
         job: what trains.
+
+    Raises:
+        InvalidInputError: the service cannot be reached.
     """
     home = folder.job_folder(job)
     loggers: list[Logger] = [EventFile(home / EVENTS)]
-    group = folder.path.absolute().name
-    if service == "wandb":
-        loggers.append(WandbLogger(name=f"{job}", group=group, project=PROJECT, save_dir=home))
-    if service == "mlflow":
-        there = os.environ.get("MLFLOW_TRACKING_URI")  # Lightning looks when it is imported, and not again
-        loggers.append(MLFlowLogger(PROJECT, f"{group}: {job}", tracking_uri=there, save_dir=str(home / service)))
+    if service is not None:
+        loggers.append(_reached(service, folder, job))
     try:
         yield loggers
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):  # or the next job's metrics would go to the same run
                 logger.experiment.finish()
+
+
+def _reached(service: Service, folder: RunFolder, job: Job) -> Logger:
+    where = folder.path.absolute()
+    logger: WandbLogger | MLFlowLogger
+    try:
+        if service == "wandb":
+            logger = WandbLogger(name=f"{job}", group=where.name, project=PROJECT, save_dir=folder.job_folder(job))
+        else:
+            # Lightning looks into the environment when it is imported, and not again.
+            address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{where / DATABASE}")
+            logger = MLFlowLogger(PROJECT, f"{where.name}: {job}", tracking_uri=address)
+        _ = logger.experiment  # the run there begins now, not after the first epoch
+    except Exception as error:  # the service's own code: no network, no key, no such address
+        reason = str(error).partition("\n")[0]
+        raise InvalidInputError(f"cannot log to {service}: {type(error).__name__}: {reason}") from error
+    return logger
