@@ -322,6 +322,7 @@ BAD = {
     "code for data": (["distill", "--data", "subprocess.Popen"], "--data"),
     "unknown option": (["distill", "--epoch", "3"], "unknown option --epoch; did you mean --epochs"),
     "stray value": (["distill", "stray"], "unexpected argument 'stray'"),
+    "class path that leads elsewhere": (["distill", "--method.distance", "blockkd.KL"], "write KL alone"),
     "unknown setting": (["distill", "--method.alhpa", "3"], "no setting 'alhpa'; did you mean alpha"),
     "unknown setting of a network": (["distill", "--student.dept", "8"], "no setting 'dept'; did you mean depth"),
     "unknown setting of data": (["distill", "--data.batch", "8"], "no setting 'batch'; did you mean batch_size"),

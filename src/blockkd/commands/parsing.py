@@ -161,6 +161,8 @@ def explain(parser: ArgumentParser, message: str) -> str:
         known = (
             [*NETWORKS, *(f"{library}/NAME" for library in LIBRARIES)] if kind[1] is nn.Module else class_names(kind[1])
         )
+        if name in known:
+            return f"{option}: the class path before {name!r} does not lead to it; write {name} alone"
         return f"unknown {kind[0]} {name!r} for {option}; {nearest(name, known)}"
     unaccepted = re.search(r"Option '([^']+)' is not accepted", message)
     if unaccepted:
