@@ -65,8 +65,8 @@ def test_the_page_has_every_section_filled_but_the_one_that_the_run_cannot_fill(
         "Class by class", "Features",
     ]  # fmt: skip
     assert re.findall(r'<p class="why">(.*?)</p>', page) == [
-        "Not trained: block_kd_stones_distill, block_kd_stones_task. They are recipes behind every pair of images, as kd "
-        "is; on digits one recipe trains all: blockkd distill --config digits/ablation --seeds 5."
+        "Not trained: block_kd_stones_distill, block_kd_stones_task. They are recipes behind every pair of images, as "
+        "kd is; on digits one recipe trains all: blockkd distill --config digits/ablation --seeds 5."
     ]
     assert "L_cross starts" in page
     assert (
