@@ -146,6 +146,8 @@ def test_tasks_are_judged_by_their_own_metric(
     assert f"best_test_{metric}" in student
     assert main(["evaluate", "run"]) == 0
     evaluated = capsys.readouterr().out
+    assert "blockkd report run" in evaluated
+    assert "blockkd export run" in evaluated
     for row in (teacher, student):
         assert f"{100 * float(row[f'test_{metric}']):.2f}" in evaluated
     assert title in evaluated

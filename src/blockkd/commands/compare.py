@@ -262,7 +262,7 @@ def _report(request: Request) -> Document:
         steps: Steps = {command("compare", "--resume", folder.path): "the rest"}
     else:
         print(f"\nThe comparison lies in {folder.path}: {TABLE}, {TEXT}, {FIGURE}.")
-        steps = after_comparing(folder.path, request.shared.data, request.jobs[0][0])
+        steps = after_comparing(folder.path, request.jobs[0][0])
     say_next(steps)
     known = [{name: value for name, value in row.items() if value != ""} for row in compared]
     return {"run": folder.path, "unfinished": left, "results": rows, "comparison": known, "next": list(steps)}

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> Document | None:
     report(invocation.folder, jobs, recipe.data)
     path = invocation.folder.path
     print(f"\n{time.perf_counter() - started:.0f} s in all. The run lies in {path}: curves in {FIGURE}.")
-    steps = after_distilling(path, recipe.data)
+    steps = after_distilling(path)
     say_next(steps)
     return run_document(invocation.folder, jobs, steps)
 

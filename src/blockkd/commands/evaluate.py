@@ -68,7 +68,7 @@ def _next(path: Path, recipe: TeachRecipe) -> Steps:
         return {} if isinstance(recipe, DistillRecipe) else {command("recipes"): "recipes that make a student of it"}
     if not isinstance(recipe, DistillRecipe):
         return after_teaching(path)
-    return after_distilling(path, recipe.data) if recipe.data.sample == "image" else {}
+    return after_distilling(path)
 
 
 def _path(argv: Sequence[str]) -> Path:

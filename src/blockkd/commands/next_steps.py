@@ -4,8 +4,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from blockkd.data.images import ImageData
-from blockkd.runs import RECIPE, STUDENT, TEACHER, TEACHER_FOLDER, Job
+from blockkd.runs import TEACHER, TEACHER_FOLDER, Job
 
 Steps = Mapping[str, str]  # command → what it is for
 
@@ -22,22 +21,16 @@ def after_teaching(run: Path) -> Steps:
     return {command("distill", *option): "a student of this teacher"}
 
 
-def after_distilling(run: Path, data: ImageData) -> Steps:
-    """What to do with a run's student; reports and exports are of images."""
-    if data.sample != "image":
-        return {command("evaluate", run): "student and teacher measured again"}
+def after_distilling(run: Path) -> Steps:
+    """What to do with a run's student."""
     return {
         command("report", run): "one page about the run",
         command("export", run): "the student alone, ready to be used",
     }
 
 
-def after_comparing(run: Path, data: ImageData, job: Job) -> Steps:
+def after_comparing(run: Path, job: Job) -> Steps:
     """What to do with a finished comparison, of which this is one of the jobs."""
-    if data.sample != "image":
-        file = run / job.method / f"seed_{job.seed}" / STUDENT
-        line = command("evaluate", file, "--config", run / job.method / RECIPE)
-        return {line: "one of its students measured again"}
     return {
         command("report", run): "one page about the comparison",
         command("export", run, "--method", job.method): "one of its students, ready to be used",
