@@ -1,5 +1,6 @@
 """Forms of Block-KD in which one thing is changed: what lost, or is not settled, lives here and not in the package."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -166,9 +167,63 @@ class BothWays(BlockKD):
         return Losses.of(terms, losses.logits)
 
 
+class OwnClassifier(BlockKD):
+    """A control: behind the last connector stands a new classifier that is trained, in the place of the teacher's."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        assert self.stones == (len(self.teacher_blocks),)
+        self.own = copy.deepcopy(self.teacher_blocks.classifier).requires_grad_(True)
+        for layer in self.own.modules():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+
+    def _stone_logits(self, features: Sequence[Tensor], *_: Any, **__: Any) -> dict[int, Tensor]:
+        return {i: self.own(feature) for i, feature in self._connected(features).items()}
+
+
+class FirstHalf(BlockKD):
+    """Stones in the first half of the training alone; then the student goes on as in KD."""
+
+    epochs = 30
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.stones = tuple(self.stone_weights) if 2 * epoch < self.epochs else ()
+
+
 def three_by_three(student: Feature, teacher: Feature) -> nn.Module:
     """The connector with a 3×3 convolution in the place of the 1×1."""
     made = connector(student, teacher)
     assert isinstance(made, MapConnector)
     made.project = nn.Conv2d(student.channels, teacher.channels, 3, padding=1, bias=False)
     return made
+
+
+@torch.no_grad()
+def merge_heads(distiller: BlockKD, images: Tensor) -> None:
+    """The student's classifier becomes the mean of its own and that of ``N_n``: an affine map, as both are.
+
+    Behind pooling, a 1×1 convolution, a batch norm in evaluation mode and the teacher's linear layer are one linear
+    layer on the student's pooled feature.
+
+    Args:
+        distiller: both of its networks end in pooling and a linear layer; ``N_n`` is among its stones.
+        images: a batch by which it is checked that the student's logits become the mean.
+    """
+    n = len(distiller.student_blocks)
+    expected = distiller.eval().all_logits(images)
+    made, own, theirs = distiller.connectors[str(n)], *map(_linear, (distiller.student, distiller.teacher_blocks))
+    assert isinstance(made, MapConnector)
+    assert made.norm.running_mean is not None
+    assert made.norm.running_var is not None
+    scale = made.norm.weight / (made.norm.running_var + made.norm.eps).sqrt()
+    shift = made.norm.bias - scale * made.norm.running_mean
+    own.weight.add_(theirs.weight @ (scale[:, None] * made.project.weight[:, :, 0, 0])).div_(2)
+    own.bias.add_(theirs.weight @ shift + theirs.bias).div_(2)
+    mean = (expected["student"] + expected[f"stone_{n}"]) / 2
+    torch.testing.assert_close(distiller.student(images), mean, atol=1e-3, rtol=1e-3)
+
+
+def _linear(network: nn.Module) -> nn.Linear:
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

@@ -3,6 +3,7 @@
     python benchmarks/levers.py digits                  # → benchmarks/results/levers_digits.csv
     python benchmarks/levers.py cifar100_5000 --seeds 3 --levers light "light, standardized logits"
     python benchmarks/levers.py digits --norms          # → benchmarks/results/gradient_norms_digits.csv
+    python benchmarks/levers.py cifar100_5000 --heads   # → benchmarks/results/heads_cifar100_5000.csv
     python benchmarks/evidence.py                       # the tables
 
 Where it starts from is the setting of full Block-KD that ``fair_fight.py`` has found on this rung. Every form, that one
@@ -28,10 +29,12 @@ from blockkd import BlockKD, partition
 from blockkd.baselines.preactivation import cut_before_relu
 from blockkd.connector_start import Start, start_connectors
 from blockkd.distances import DIST, DKD, KL
+from blockkd.stones import Stones
 
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate of the fair fight
 FIRST = 4  # batches by which connectors are started and gradients measured
 PAPER = "paper"
+LIGHT_STANDARDIZED = "light, standardized logits"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ def distance(times: float, **changes: Any) -> Callable[[Case], BlockKD]:
     return lambda c: form(beta=times * c.weight, gamma=times * c.weight, **changes)(c)
 
 
+def on_standardized(kind: type[BlockKD] = BlockKD, stones: Stones = "last") -> Callable[[Case], BlockKD]:
+    """Standardized logits, weighed as the field weighs them in KD."""
+    return lambda c: form(
+        kind, beta=10 * c.weight, gamma=10 * c.weight, distance=KL(2.0, standardized=True), stones=stones
+    )(c)
+
+
 def before_relu(c: Case) -> BlockKD:
     """Connectors lead to what the teacher's features are before their ReLU."""
     blocks = cut_before_relu(c.teacher, partition(c.teacher, c.example, frozen=True), c.example, frozen=True)
@@ -86,7 +96,7 @@ LEVERS = {
     "stone weights × 1/4": Lever(scaled(0.25), "same"),
     "stones from last to first": Lever(form(variants.LastToFirst), "better"),
     "one stone a step": Lever(form(variants.OneByOne), "same"),
-    "standardized logits": Lever(distance(10.0, distance=KL(2.0, standardized=True)), "better"),
+    "standardized logits": Lever(on_standardized(stones="all"), "better"),
     "DKD": Lever(distance(1.0, distance=DKD(1.0, 2.0)), "better"),
     "DIST": Lever(distance(1.0, distance=DIST()), "same"),
     "without the ensemble": Lever(form(gamma=0.0), "same"),
@@ -101,12 +111,18 @@ LEVERS = {
     "light": Lever(form(stones="last"), "same"),
     "light, started by least squares": Lever(form(stones="last"), "same", "least_squares", like="light"),
     # written when the search on cifar100_5000 had shown KD on standardized logits far above plain KD
-    "light, standardized logits": Lever(
-        distance(10.0, distance=KL(2.0, standardized=True), stones="last"), "better", like="light"
-    ),
+    LIGHT_STANDARDIZED: Lever(on_standardized(), "better", like="light"),
     "light, DKD": Lever(distance(1.0, distance=DKD(1.0, 2.0), stones="last"), "better", like="light"),
     "light, L2 on features": Lever(form(variants.FeaturesAlike, stones="last"), "better", like="light"),
     "light, 3×3 connectors": Lever(form(stones="last", make_connector=variants.three_by_three), "same", like="light"),
+    # written when the first trial of light Block-KD on standardized logits had shown it above KD on them
+    "light, standardized, classifier not the teacher's": Lever(
+        on_standardized(variants.OwnClassifier), "worse", like=LIGHT_STANDARDIZED
+    ),
+    "standardized, stones 2 and 3": Lever(on_standardized(stones=(2, 3)), "better", like=LIGHT_STANDARDIZED),
+    "standardized, all stones in the first half": Lever(
+        on_standardized(variants.FirstHalf, "all"), "better", like=LIGHT_STANDARDIZED
+    ),
 }
 
 
@@ -116,6 +132,7 @@ class Study:
     def __init__(self, name: str) -> None:
         self.rung = RUNGS[name]
         self.path, self.norms_path = RESULTS / f"levers_{name}.csv", RESULTS / f"gradient_norms_{name}.csv"
+        self.heads_path = RESULTS / f"heads_{name}.csv"
         self.rows = rows_of(self.path)
         self.base = optima(name)["block_kd"]
         self.task = lru_cache(maxsize=2)(self.rung.task)
@@ -128,10 +145,13 @@ class Study:
 
     def final(self, lever: str, seed: int) -> None:
         """The best rate on a final seed."""
+        self.run("final", lever, seed, self.best_rate(lever))
+
+    def best_rate(self, lever: str) -> str:
+        """By the trials, the lowest of equals."""
         trials = [row for row in self.rows if (row["part"], row["lever"]) == ("trial", lever)]
         rates = sorted({row["rate"] for row in trials}, key=float)
-        best = max(rates, key=lambda rate: mean(float(row["held_out"]) for row in trials if row["rate"] == rate))
-        self.run("final", lever, seed, best)
+        return max(rates, key=lambda rate: mean(float(row["held_out"]) for row in trials if row["rate"] == rate))
 
     def run(self, part: str, lever: str, seed: int, rate: str) -> None:
         """One run, if it is not there."""
@@ -140,7 +160,7 @@ class Study:
             return
         task: Task = self.task(seed)
         distiller = self.make(LEVERS[lever], task, seed)
-        flops = image_flops(distiller, task)
+        flops = self.cost(distiller, task)
         fit(distiller, task.batches, self.rung.epochs, float(rate), self.rung.mixed)
         row = {
             "part": part,
@@ -157,17 +177,48 @@ class Study:
         }
         self.rows.append(add_row(self.path, row))
 
+    def cost(self, distiller: BlockKD, task: Task) -> float:
+        """Floating-point operations of a step for one image, the mean over all epochs where stones come and go."""
+        if not isinstance(distiller, variants.LastToFirst | variants.FirstHalf):
+            return image_flops(distiller, task)
+        by_stones, found = {}, []
+        for epoch in range(self.rung.epochs):
+            distiller.set_epoch(epoch)
+            if distiller.stones not in by_stones:
+                by_stones[distiller.stones] = image_flops(distiller, task)
+            found.append(by_stones[distiller.stones])
+        return mean(found)
+
     def make(self, lever: Lever, task: Task, seed: int) -> BlockKD:
         """A distiller, started."""
         teacher, student = student_of(task, seed, self.rung.mixed)
         first = [x for x, _, _ in islice(task.batches(0), FIRST)]
         distiller = lever.make(Case(teacher, student, first[0][:2], self.rung.epochs, self.base["weight"]))
-        if isinstance(distiller, variants.LastToFirst | variants.WarmedUp):
-            variants.LastToFirst.epochs, variants.WarmedUp.warm_epochs = self.rung.epochs, self.rung.epochs // 3
+        if isinstance(distiller, variants.LastToFirst | variants.FirstHalf):
+            distiller.epochs = self.rung.epochs
+        if isinstance(distiller, variants.WarmedUp):
+            distiller.warm_epochs = self.rung.epochs // 3
         distiller.train()
         if lever.start is not None:
             start_connectors(distiller, first, lever.start)
         return distiller
+
+    def heads(self, seed: int) -> None:
+        """How often the light form is right by the student's own classifier, by that of ``N_n``, by their mean."""
+        there = {(row["lever"], row["seed"]) for row in rows_of(self.heads_path)}
+        for lever in ("light", LIGHT_STANDARDIZED):
+            if (lever, str(seed)) in there:
+                continue
+            task = self.task(seed)
+            distiller = self.make(LEVERS[lever], task, seed)
+            rate = self.best_rate(lever)
+            fit(distiller, task.batches, self.rung.epochs, float(rate), self.rung.mixed)
+            right = learners_right(distiller, *task.held_out)
+            variants.merge_heads(distiller, task.held_out[0][:64])
+            right["mean"] = accuracy(distiller.student, task.held_out)
+            for head, value in right.items():
+                row = {"lever": lever, "seed": seed, "rate": rate, "head": head}
+                add_row(self.heads_path, row | {"held_out": f"{value:.2f}", "versions": versions()})
 
     def norms(self, seed: int) -> None:
         """How long the gradients are that reach the student, and how often each learner is right, before and after."""
@@ -217,11 +268,12 @@ def main() -> None:
     parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS))
     parser.add_argument("--seeds", type=int, default=5, help="how many of the final seeds")
     parser.add_argument("--norms", action="store_true", help="measure gradients instead")
+    parser.add_argument("--heads", action="store_true", help="compare classifiers of the light form; after its runs")
     given = parser.parse_args()
     study = Study(given.rung)
-    if given.norms:
+    if given.norms or given.heads:
         for seed in study.rung.finals[: given.seeds]:
-            study.norms(seed)
+            study.norms(seed) if given.norms else study.heads(seed)
         return
     for lever in given.levers:
         study.search(lever)
