@@ -11,7 +11,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -22,7 +22,8 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 UNTUNED = RESULTS / "cifar100_small_resnet56-resnet8" / "results.csv"
 MARK = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CONFIDENCE = 0.95
-KD, FULL, PAPER = "kd", "block_kd", "paper"
+PAPER = "paper"
+SIMPLE = {"kd": "to KD, paired", "kd_standardized": "to standardized KD, paired"}  # what methods are compared with
 FEWEST = 3  # seeds, below which no interval is told
 
 Row = dict[str, str]
@@ -61,21 +62,36 @@ def spread(values: Sequence[float]) -> str:
 
 def fight(rows: Sequence[Row], part: str) -> str:
     """The comparison at equal epochs or at equal compute, the best first."""
-    scores = {method: _scores(rows, part, method) for method in _ordered(row["method"] for row in rows)}
-    scores = {method: found for method, found in scores.items() if found}
-    head = ["method", "learning rate", "weight", "epochs", "GFLOPs an image", "test accuracy", "n", "to KD, paired"]
+    scores = scores_of(rows, part)
+    usual = ["method", "learning rate", "weight", "epochs", "GFLOPs an image", "test accuracy", "n"]
+    head = [*usual, *SIMPLE.values()]
     lines = []
     for method in sorted(scores, key=lambda m: -mean(scores[m].values())):
-        row = next(
-            r for r in rows if r["part"] == part and r["method"] == method and _setting(r) == _best(rows, method)
-        )
-        own, kd = scores[method], scores.get(KD, {})
-        apart = [] if method == KD else [own[seed] - kd[seed] for seed in own if seed in kd]
-        cost = float(row["mflops_per_image"]) * int(row["epochs"]) / 1000
+        row, own = row_of(rows, part, method), scores[method]
         rate, weight = (f"{float(row[name]):.2g}" if row[name] else "–" for name in ("rate", "weight"))
-        cells = [method, rate, weight, row["epochs"], f"{cost:.3g}", spread(list(own.values())), str(len(own))]
-        lines.append([*cells, difference(apart)])
+        cells = [method, rate, weight, row["epochs"], f"{cost_of(row):.3g}", spread(list(own.values())), str(len(own))]
+        for simple in SIMPLE:
+            other = scores.get(simple, {})
+            apart = [] if method == simple else [own[seed] - other[seed] for seed in own if seed in other]
+            cells.append(difference(apart))
+        lines.append(cells)
     return _table(head, lines)
+
+
+def scores_of(rows: Sequence[Row], part: str) -> dict[str, dict[str, float]]:
+    """By method its test accuracy by seed, under the setting that the trials chose."""
+    found = {method: _scores(rows, part, method) for method in _ordered(row["method"] for row in rows)}
+    return {method: scores for method, scores in found.items() if scores}
+
+
+def row_of(rows: Sequence[Row], part: str, method: str) -> Row:
+    """A row of a method under the setting that the trials chose."""
+    return next(r for r in rows if r["part"] == part and r["method"] == method and _setting(r) == _best(rows, method))
+
+
+def cost_of(row: Row) -> float:
+    """GFLOPs that were spent on each training image in all epochs."""
+    return float(row["mflops_per_image"]) * int(row["epochs"]) / 1000
 
 
 def trials(rows: Sequence[Row]) -> str:
@@ -98,7 +114,7 @@ def levers(rows: Sequence[Row]) -> str:
         "form",
         "against",
         "learning rate",
-        "cost",
+        "GFLOPs an image",
         "held-out accuracy",
         "n",
         "difference, paired",
@@ -112,12 +128,42 @@ def levers(rows: Sequence[Row]) -> str:
         if not finals:
             continue
         row, other = finals[0], scores.get(finals[0]["like"], {})
-        paper = next(float(r["mflops_per_image"]) for r in rows if r["lever"] == PAPER)
         apart = [] if lever == PAPER else [own[seed] - other[seed] for seed in own if seed in other]
-        cells = [lever, row["like"], f"{float(row['rate']):.2g}", f"{float(row['mflops_per_image']) / paper:.2f}"]
+        cells = [lever, row["like"], f"{float(row['rate']):.2g}", f"{cost_of(row):.3g}"]
         judged = ["–", "–"] if lever == PAPER else [row["predicted"], verdict(apart)]
         lines.append([*cells, spread(list(own.values())), str(len(own)), difference(apart), *judged])
     return _table(head, lines)
+
+
+def verdicts(by_rung: Mapping[str, Sequence[Row]]) -> str:
+    """Every lever, what was predicted, and what was found on each rung."""
+    levers = _ordered(row["lever"] for rows in by_rung.values() for row in rows if row["part"] == "final")
+    lines = []
+    for lever in (lever for lever in levers if lever != PAPER):
+        row = next(row for rows in by_rung.values() for row in rows if row["lever"] == lever)
+        found = []
+        for rows in by_rung.values():
+            own, other = _finals(rows, lever), _finals(rows, row["like"])
+            apart = [own[seed] - other[seed] for seed in own if seed in other]
+            found.append(f"{verdict(apart)}: {difference(apart)}" if apart else "not run")
+        lines.append([lever, row["like"], row["predicted"], *found])
+    return _table(["form", "against", "predicted", *by_rung], lines)
+
+
+def heads(rows: Sequence[Row]) -> str:
+    """The light form's accuracy by the classifier that is asked, and differences to the student's own."""
+    names = _ordered(row["head"] for row in rows)
+    lines = []
+    for form in _ordered(row["lever"] for row in rows):
+        scores = {
+            name: {row["seed"]: float(row["held_out"]) for row in rows if (row["lever"], row["head"]) == (form, name)}
+            for name in names
+        }
+        own = scores[names[0]]
+        for name in names:
+            apart = [] if name == names[0] else [scores[name][seed] - own[seed] for seed in own]
+            lines.append([form, name, spread(list(scores[name].values())), str(len(own)), difference(apart)])
+    return _table(["form", "classifier", "held-out accuracy", "n", "to the student's own, paired"], lines)
 
 
 def norms(rows: Sequence[Row]) -> str:
@@ -145,25 +191,31 @@ def untuned(rows: Sequence[Row]) -> str:
     lines = []
     for method in sorted(methods, key=lambda m: -mean(scores[m].values())):
         own = scores[method]
-        apart = [] if method == KD else [own[seed] - scores[KD][seed] for seed in own]
-        cells = [method, spread(list(own.values())), str(len(own)), f"{cost[method] / cost[KD]:.2f}", difference(apart)]
+        apart = [] if method == "kd" else [own[seed] - scores["kd"][seed] for seed in own]
+        times_kd = f"{cost[method] / cost['kd']:.2f}"
+        cells = [method, spread(list(own.values())), str(len(own)), times_kd, difference(apart)]
         lines.append(cells)
     return _table(head, lines)
 
 
 def tables() -> dict[str, str]:
     """Every table that there are rows for, by its name."""
-    found = {"untuned cifar100 small": untuned(_read(UNTUNED))}
+    found = {"untuned cifar100 small": untuned(rows_in(UNTUNED))}
     for path in sorted(RESULTS.glob("fair_fight_*.csv")):
-        rows, rung = _read(path), path.stem.removeprefix("fair_fight_")
+        rows, rung = rows_in(path), path.stem.removeprefix("fair_fight_")
         found[f"trials {rung}"] = trials(rows)
         for part in ("epochs", "compute"):
             if any(row["part"] == part for row in rows):
                 found[f"{part} {rung}"] = fight(rows, part)
-    for path in sorted(RESULTS.glob("levers_*.csv")):
-        found[f"levers {path.stem.removeprefix('levers_')}"] = levers(_read(path))
-    for path in sorted(RESULTS.glob("gradient_norms_*.csv")):
-        found[f"norms {path.stem.removeprefix('gradient_norms_')}"] = norms(_read(path))
+    by_rung = {
+        path.stem.removeprefix("levers_"): rows_in(path) for path in sorted(RESULTS.glob("levers_*.csv"), reverse=True)
+    }
+    found["levers"] = verdicts(by_rung)
+    for rung, rows in by_rung.items():
+        found[f"levers {rung}"] = levers(rows)
+    for name, table in {"gradient_norms": norms, "heads": heads}.items():
+        for path in sorted(RESULTS.glob(f"{name}_*.csv")):
+            found[f"{name} {path.stem.removeprefix(f'{name}_')}"] = table(rows_in(path))
     return found
 
 
@@ -209,7 +261,8 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
 
 
-def _read(path: Path) -> list[Row]:
+def rows_in(path: Path) -> list[Row]:
+    """The rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

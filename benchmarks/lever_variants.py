@@ -1,6 +1,5 @@
 """Forms of Block-KD in which one thing is changed: what lost, or is not settled, lives here and not in the package."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -167,19 +166,21 @@ class BothWays(BlockKD):
         return Losses.of(terms, losses.logits)
 
 
-class OwnClassifier(BlockKD):
-    """A control: behind the last connector stands a new classifier that is trained, in the place of the teacher's."""
+class DeepSupervision(BlockKD):
+    """A control: behind each connector stands a new pooled linear classifier, in the place of the teacher's tail."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        assert self.stones == (len(self.teacher_blocks),)
-        self.own = copy.deepcopy(self.teacher_blocks.classifier).requires_grad_(True)
-        for layer in self.own.modules():
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
+        classes, theirs = _linear(self.student).out_features, self.teacher_blocks.features
+        self.classifiers = nn.ModuleDict(
+            {
+                str(i): nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(theirs[i - 1].channels, classes))
+                for i in self.stones
+            }
+        )
 
     def _stone_logits(self, features: Sequence[Tensor], *_: Any, **__: Any) -> dict[int, Tensor]:
-        return {i: self.own(feature) for i, feature in self._connected(features).items()}
+        return {i: self.classifiers[str(i)](feature) for i, feature in self._connected(features).items()}
 
 
 class FirstHalf(BlockKD):

@@ -115,13 +115,15 @@ LEVERS = {
     "light, DKD": Lever(distance(1.0, distance=DKD(1.0, 2.0), stones="last"), "better", like="light"),
     "light, L2 on features": Lever(form(variants.FeaturesAlike, stones="last"), "better", like="light"),
     "light, 3×3 connectors": Lever(form(stones="last", make_connector=variants.three_by_three), "same", like="light"),
-    # written when the first trial of light Block-KD on standardized logits had shown it above KD on them
-    "light, standardized, classifier not the teacher's": Lever(
-        on_standardized(variants.OwnClassifier), "worse", like=LIGHT_STANDARDIZED
+    # written when the first trials had shown all stones on standardized logits far above all else
+    "light, standardized, a classifier of its own": Lever(
+        on_standardized(variants.DeepSupervision), "same", like=LIGHT_STANDARDIZED
     ),
-    "standardized, stones 2 and 3": Lever(on_standardized(stones=(2, 3)), "better", like=LIGHT_STANDARDIZED),
-    "standardized, all stones in the first half": Lever(
-        on_standardized(variants.FirstHalf, "all"), "better", like=LIGHT_STANDARDIZED
+    "standardized, stones in the first half": Lever(
+        on_standardized(variants.FirstHalf, "all"), "same", like="standardized logits"
+    ),
+    "standardized, one stone a step": Lever(
+        on_standardized(variants.OneByOne, "all"), "worse", like="standardized logits"
     ),
 }
 
