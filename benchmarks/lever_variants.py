@@ -166,6 +166,27 @@ class BothWays(BlockKD):
         return Losses.of(terms, losses.logits)
 
 
+class Quarter(BlockKD):
+    """The stones go on with a quarter of each batch: of their losses an estimate, for a quarter of their cost."""
+
+    def forward(self, inputs: Tensor, targets: Tensor, *, recorded: Tensor | None = None, **_: Any) -> Losses:
+        few = max(2, len(targets) // 4)
+        features, logits = self.student_features(inputs)
+        stones = self._stone_logits([feature[:few] for feature in features], inputs[:few])
+        teacher = self.teacher_logits(inputs, recorded)
+        said = {"student": (1.0, logits)} | {f"stone_{i}": (self.stone_weights[i], z) for i, z in stones.items()}
+        terms = {}
+        for name, (weight, z) in said.items():
+            to, y = teacher[: len(z)], targets[: len(z)]
+            terms[f"task/{name}"] = self.alpha * weight * task_loss(z, y)
+            terms[f"distill/{name}"] = self.beta * weight * self.distance(z, to, y)
+            if self._cross_weight.counts():
+                ensemble = torch.stack(list(stones.values())).mean(dim=0).detach()
+                cross = self.distance(z[:few], ensemble, targets[:few])
+                terms[f"cross/{name}"] = self._cross_weight.now() * weight * cross
+        return Losses.of(terms, logits)
+
+
 class DeepSupervision(BlockKD):
     """A control: behind each connector stands a new pooled linear classifier, in the place of the teacher's tail."""
 
