@@ -171,7 +171,7 @@ RUNGS = {
         compute_finals=(0, 1, 2),
         mixed=True,
     ),
-    # A larger student; each method by what was best for the smaller one. Predicted: the order stays, the distances shrink.
+    # A larger student; each method by what was best for the smaller one. Predicted: the same order, nearer together.
     "cifar100_5000_resnet20": Rung(
         lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04, student="resnet20"),
         epochs=12,
