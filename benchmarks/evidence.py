@@ -203,7 +203,8 @@ def tables() -> dict[str, str]:
     found = {"untuned cifar100 small": untuned(rows_in(UNTUNED))}
     for path in sorted(RESULTS.glob("fair_fight_*.csv")):
         rows, rung = rows_in(path), path.stem.removeprefix("fair_fight_")
-        found[f"trials {rung}"] = trials(rows)
+        if any(row["part"] == "trial" for row in rows):
+            found[f"trials {rung}"] = trials(rows)
         for part in ("epochs", "compute"):
             if any(row["part"] == part for row in rows):
                 found[f"{part} {rung}"] = fight(rows, part)
@@ -235,8 +236,11 @@ def _scores(rows: Sequence[Row], part: str, method: str) -> dict[str, float]:
 
 
 def _best(rows: Sequence[Row], method: str) -> tuple[str, str]:
-    """The setting of the best trial, the first of equals, as ``fair_fight.py`` chooses it."""
+    """The setting of the best trial, the first of equals, as ``fair_fight.py`` chooses it; the only one without trials."""
     found = [row for row in rows if (row["part"], row["method"]) == ("trial", method)]
+    if not found:
+        (only,) = {_setting(row) for row in rows if row["method"] == method}
+        return only
 
     def score(trial: str) -> float:
         return mean(float(row["held_out"]) for row in found if row["trial"] == trial)

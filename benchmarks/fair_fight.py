@@ -150,8 +150,8 @@ class Fight:
                     self._run("trial", method, seed, setting, self.rung.epochs, number)
 
     def final(self, method: str, part: str, seed: int) -> None:
-        """The best trial's setting on a final seed."""
-        best, _ = max(self._means(method), key=lambda item: item[1])
+        """The best trial's setting on a final seed, or the one carried over where nothing is searched."""
+        best = max(self._means(method), key=lambda item: item[1])[0] if self.rung.trials else self.starts[method]
         epochs = self.rung.epochs if part == "epochs" else self._epochs_of_budget(method)
         same = [  # not rows of a setting that was best before further trials
             row
