@@ -236,7 +236,7 @@ def _scores(rows: Sequence[Row], part: str, method: str) -> dict[str, float]:
 
 
 def _best(rows: Sequence[Row], method: str) -> tuple[str, str]:
-    """The setting of the best trial, the first of equals, as ``fair_fight.py`` chooses it; the only one without trials."""
+    """The setting of the best trial, first of equals, as ``fair_fight.py`` chooses it; without trials, the only one."""
     found = [row for row in rows if (row["part"], row["method"]) == ("trial", method)]
     if not found:
         (only,) = {_setting(row) for row in rows if row["method"] == method}

@@ -171,8 +171,8 @@ RUNGS = {
         compute_finals=(0, 1, 2),
         mixed=True,
     ),
-    # Two on which nothing is searched: each method trains by what was best for it on cifar100_5000. Predicted, when only
-    # that rung was known: the same order, nearer together.
+    # Two on which nothing is searched: each method trains by what was best for it on cifar100_5000. Predicted, when
+    # nothing but that rung was known: the same order, nearer together.
     "cifar100_5000_resnet20": Rung(  # a larger student
         lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04, student="resnet20"),
         epochs=12,
