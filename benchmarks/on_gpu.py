@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of training in this call")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--pair", default="resnet32x4-resnet8x4")
-    parser.add_argument("--methods", nargs="+", default=["kd", "block_kd"])
+    parser.add_argument("--methods", nargs="+", default=["kd_standardized", "block_kd_standardized"])
     parser.add_argument("--rounds", default="9")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
