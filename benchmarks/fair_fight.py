@@ -243,16 +243,17 @@ def main() -> None:
     parser.add_argument("rung", choices=list(RUNGS))
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--parts", nargs="*", choices=["trial", "epochs", "compute"], default=["epochs", "compute"])
-    parser.add_argument("--seeds", type=int, help="how many of the final seeds; all by default")
+    parser.add_argument("--seeds", type=int, nargs="*", help="which of the final seeds; all by default")
     given = parser.parse_args()
     like = RUNGS[given.rung].starts_like
     fight = Fight(given.rung, {} if like is None else optima(like))
     for method in given.methods:
         fight.search(method)
     for part, seeds in (("epochs", fight.rung.finals), ("compute", fight.rung.compute_finals)):
-        for seed in seeds[: given.seeds] if part in given.parts else ():
-            for method in given.methods:
-                fight.final(method, part, seed)
+        for seed in seeds:
+            if part in given.parts and (given.seeds is None or seed in given.seeds):
+                for method in given.methods:
+                    fight.final(method, part, seed)
 
 
 if __name__ == "__main__":
