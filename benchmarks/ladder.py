@@ -193,7 +193,7 @@ RUNGS = {
         trials=0,
         selection=(),
         finals=(0, 1, 2),
-        compute_finals=(),
+        compute_finals=(0, 1, 2),
         mixed=True,
         starts_like="cifar100_5000",
     ),
