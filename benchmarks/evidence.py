@@ -11,7 +11,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -24,6 +24,21 @@ MARK = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CONFIDENCE = 0.95
 PAPER = "paper"
 SIMPLE = {"kd": "to KD, paired", "kd_standardized": "to standardized KD, paired"}  # what methods are compared with
+CHANGES = (  # what is changed, the method that has it, the one that has not
+    ("standardized logits", "kd_standardized", "kd"),
+    ("standardized logits", "block_kd_standardized", "block_kd"),
+    ("standardized logits", "block_kd_light_standardized", "block_kd_light"),
+    ("all stones", "block_kd", "kd"),
+    ("all stones", "block_kd_standardized", "kd_standardized"),
+    ("the last stone", "block_kd_light", "kd"),
+    ("the last stone", "block_kd_light_standardized", "kd_standardized"),
+    ("N_1 and N_2 beside the last stone", "block_kd_standardized", "block_kd_light_standardized"),
+    ("N_2 beside the last stone", "block_kd_2_3_standardized", "block_kd_light_standardized"),
+    ("N_1 beside the others", "block_kd_standardized", "block_kd_2_3_standardized"),
+    ("new classifiers for the teacher's tails", "deep_supervision_standardized", "block_kd_standardized"),
+    ("Block-KD instead of ReviewKD", "block_kd_standardized", "review_kd"),
+    ("Block-KD instead of FCFD", "block_kd_standardized", "fcfd"),
+)
 FEWEST = 3  # seeds, below which no interval is told
 
 Row = dict[str, str]
@@ -135,19 +150,15 @@ def levers(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
-def verdicts(by_rung: Mapping[str, Sequence[Row]]) -> str:
-    """Every lever, what was predicted, and what was found on each rung."""
-    levers = _ordered(row["lever"] for rows in by_rung.values() for row in rows if row["part"] == "final")
-    lines = []
-    for lever in (lever for lever in levers if lever != PAPER):
-        row = next(row for rows in by_rung.values() for row in rows if row["lever"] == lever)
-        found = []
-        for rows in by_rung.values():
-            own, other = _finals(rows, lever), _finals(rows, row["like"])
-            apart = [own[seed] - other[seed] for seed in own if seed in other]
-            found.append(f"{verdict(apart)}: {difference(apart)}" if apart else "not run")
-        lines.append([lever, row["like"], row["predicted"], *found])
-    return _table(["form", "against", "predicted", *by_rung], lines)
+def changes(rows: Sequence[Row]) -> str:
+    """What one change does, at equal epochs: two methods that differ in it alone, each at its own best setting."""
+    scores, lines = scores_of(rows, "epochs"), []
+    for change, method, other in CHANGES:
+        both = [seed for seed in scores.get(method, {}) if seed in scores.get(other, {})]
+        apart = [scores[method][seed] - scores[other][seed] for seed in both]
+        if apart:
+            lines.append([change, method, other, str(len(both)), difference(apart), verdict(apart)])
+    return _table(["change", "method", "against", "n", "difference, paired", "found"], lines)
 
 
 def heads(rows: Sequence[Row]) -> str:
@@ -208,13 +219,9 @@ def tables() -> dict[str, str]:
         for part in ("epochs", "compute"):
             if any(row["part"] == part for row in rows):
                 found[f"{part} {rung}"] = fight(rows, part)
-    by_rung = {
-        path.stem.removeprefix("levers_"): rows_in(path) for path in sorted(RESULTS.glob("levers_*.csv"), reverse=True)
-    }
-    found["levers"] = verdicts(by_rung)
-    for rung, rows in by_rung.items():
-        found[f"levers {rung}"] = levers(rows)
-    for name, table in {"gradient_norms": norms, "heads": heads}.items():
+        if any("block_kd_standardized" in row["method"] and row["part"] == "epochs" for row in rows):
+            found[f"changes {rung}"] = changes(rows)
+    for name, table in {"levers": levers, "gradient_norms": norms, "heads": heads}.items():
         for path in sorted(RESULTS.glob(f"{name}_*.csv")):
             found[f"{name} {path.stem.removeprefix(f'{name}_')}"] = table(rows_in(path))
     return found

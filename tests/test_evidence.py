@@ -73,10 +73,27 @@ def test_methods_are_compared_by_the_setting_of_their_best_trial_and_by_seed(evi
         rows.append(row("epochs", "kd", "", str(seed), "0.2", "0", str(70 + seed)))
         rows.append(row("epochs", "other", "", str(seed), "0.2", "0", str(72 + seed + seed % 2 * 0.1)))
         rows.append(row("epochs", "other", "", str(seed), "0.1", "0", "99"))  # of a setting that is not the best
+    for seed in range(3):
+        rows.append(row("epochs", "kd_standardized", "", str(seed), "0.3", "0", str(71 + seed)))
     table = evidence.fight(rows, "epochs").splitlines()
     assert table[2].startswith("| other | 0.2 | – | 30 | 0.06 | 73.55 ± ")
-    assert "+2.05 [" in table[2]
-    assert table[3].split(" | ")[-1] == "– |"
+    to_kd, to_standardized = table[2].strip("| ").split(" | ")[-2:]
+    assert to_kd.startswith("+2.05 [")
+    assert to_standardized.startswith("+1.03 [")  # on the seeds that both have
+    assert {line.split(" | ")[0]: line.strip("| ").split(" | ")[-2:] for line in table[3:]} == {
+        "| kd_standardized": ["+1.00 [+1.00, +1.00]", "–"],
+        "| kd": ["–", "-1.00 [-1.00, -1.00]"],
+    }
+
+
+def test_a_change_is_judged_by_the_seeds_that_both_methods_have(evidence: ModuleType) -> None:
+    rows = [row("epochs", "kd", "", str(seed), "0.1", "0", str(50 + seed)) for seed in range(5)]
+    rows += [row("epochs", "kd_standardized", "", str(seed), "0.1", "0", str(60 + seed)) for seed in range(2, 5)]
+    rows += [row("epochs", "block_kd_light", "", "0", "0.1", "0", "49")]
+    assert evidence.changes(rows).splitlines()[2:] == [
+        "| standardized logits | kd_standardized | kd | 3 | +10.00 [+10.00, +10.00] | better |",
+        "| the last stone | block_kd_light | kd | 1 | -1.00 | open |",
+    ]
 
 
 def test_no_document_is_written_without_being_asked(evidence: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
