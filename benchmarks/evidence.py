@@ -35,7 +35,8 @@ CHANGES = (  # what is changed, the method that has it, the one that has not
     ("N_1 and N_2 beside the last stone", "block_kd_standardized", "block_kd_light_standardized"),
     ("N_2 beside the last stone", "block_kd_2_3_standardized", "block_kd_light_standardized"),
     ("N_1 beside the others", "block_kd_standardized", "block_kd_2_3_standardized"),
-    ("new classifiers for the teacher's tails", "deep_supervision_standardized", "block_kd_standardized"),
+    ("linear classifiers for the teacher's tails", "deep_supervision_standardized", "block_kd_standardized"),
+    ("linear classifiers after all blocks", "deep_supervision_standardized", "kd_standardized"),
     ("Block-KD instead of ReviewKD", "block_kd_standardized", "review_kd"),
     ("Block-KD instead of FCFD", "block_kd_standardized", "fcfd"),
 )
@@ -219,7 +220,7 @@ def tables() -> dict[str, str]:
         for part in ("epochs", "compute"):
             if any(row["part"] == part for row in rows):
                 found[f"{part} {rung}"] = fight(rows, part)
-        if any("block_kd_standardized" in row["method"] and row["part"] == "epochs" for row in rows):
+        if any((row["method"], row["part"]) == ("block_kd_standardized", "epochs") for row in rows):
             found[f"changes {rung}"] = changes(rows)
     for name, table in {"levers": levers, "gradient_norms": norms, "heads": heads}.items():
         for path in sorted(RESULTS.glob(f"{name}_*.csv")):
@@ -246,8 +247,9 @@ def _best(rows: Sequence[Row], method: str) -> tuple[str, str]:
     """The setting of the best trial, first of equals, as ``fair_fight.py`` chooses it; without trials, the only one."""
     found = [row for row in rows if (row["part"], row["method"]) == ("trial", method)]
     if not found:
-        (only,) = {_setting(row) for row in rows if row["method"] == method}
-        return only
+        settings = {_setting(row) for row in rows if row["method"] == method}
+        assert len(settings) == 1, f"{method} was run by other settings than one, and none was searched: {settings}"
+        return settings.pop()
 
     def score(trial: str) -> float:
         return mean(float(row["held_out"]) for row in found if row["trial"] == trial)

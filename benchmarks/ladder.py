@@ -167,7 +167,7 @@ RUNGS = {
         rates=(0.02, 0.4),
         trials=4,
         selection=(100,),
-        finals=(0, 1, 2, 3, 4),
+        finals=(0, 1, 2),
         compute_finals=(0, 1, 2),
         mixed=True,
     ),

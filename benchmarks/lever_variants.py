@@ -169,8 +169,10 @@ class BothWays(BlockKD):
 class Quarter(BlockKD):
     """The stones go on with a quarter of each batch: of their losses an estimate, for a quarter of their cost."""
 
+    share = 4
+
     def forward(self, inputs: Tensor, targets: Tensor, *, recorded: Tensor | None = None, **_: Any) -> Losses:
-        few = max(2, len(targets) // 4)
+        few = max(2, len(targets) // self.share)
         features, logits = self.student_features(inputs)
         stones = self._stone_logits([feature[:few] for feature in features], inputs[:few])
         teacher = self.teacher_logits(inputs, recorded)

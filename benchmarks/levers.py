@@ -213,6 +213,7 @@ class Study:
                 continue
             task = self.task(seed)
             distiller = self.make(LEVERS[lever], task, seed)
+            self.search(lever)
             rate = self.best_rate(lever)
             fit(distiller, task.batches, self.rung.epochs, float(rate), self.rung.mixed)
             right = learners_right(distiller, *task.held_out)
@@ -270,7 +271,7 @@ def main() -> None:
     parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS))
     parser.add_argument("--seeds", type=int, default=5, help="how many of the final seeds")
     parser.add_argument("--norms", action="store_true", help="measure gradients instead")
-    parser.add_argument("--heads", action="store_true", help="compare classifiers of the light form; after its runs")
+    parser.add_argument("--heads", action="store_true", help="compare classifiers of the light form")
     given = parser.parse_args()
     study = Study(given.rung)
     if given.norms or given.heads:

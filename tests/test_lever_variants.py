@@ -1,0 +1,85 @@
+"""Forms of Block-KD that are measured and not shipped: they are what they say they are."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockkd import BlockKD
+from blockkd.distances import KL
+from blockkd.models import ResNet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def variants() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lever_variants", ROOT / "benchmarks" / "lever_variants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made(kind: type[BlockKD]) -> tuple[Any, Tensor, Tensor]:
+    torch.manual_seed(0)
+    teacher, student = (ResNet(8, widths, num_classes=5).double() for widths in ((8, 8, 10, 12), (4, 4, 6, 8)))
+    x, y = torch.randn(16, 3, 16, 16, dtype=torch.float64), torch.randint(5, (16,))
+    torch.manual_seed(0)
+    distiller = kind(teacher, student, x[:2], gamma=0.5, distance=KL(2.0, standardized=True))
+    return distiller.double(), x, y  # also what a kind has added
+
+
+def gradients(distiller: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    distiller(x, y).total.backward()
+    return {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("share", [1, 4])
+def test_a_quarter_of_the_batch_is_block_kd_where_the_share_is_all_of_it(variants: ModuleType, share: int) -> None:
+    plain, x, y = made(BlockKD)
+    thinned, _, _ = made(variants.Quarter)
+    thinned.share = share
+    terms, fewer = plain(x, y).terms, thinned(x, y).terms
+    assert set(terms) == set(fewer)
+    equal = [torch.allclose(terms[name], fewer[name]) for name in terms if "stone" in name]
+    assert all(equal) if share == 1 else not any(equal)
+    torch.testing.assert_close(terms["distill/student"], fewer["distill/student"])
+    if share == 1:
+        torch.testing.assert_close(gradients(thinned, x, y), gradients(plain, x, y))
+
+
+def test_deep_supervision_leaves_the_teachers_blocks_out(variants: ModuleType) -> None:
+    distiller, x, y = made(variants.DeepSupervision)
+    found = gradients(distiller, x, y)
+    assert {name.split(".")[1] for name in found if name.startswith("classifiers.")} == {"1", "2", "3"}
+    with torch.no_grad():
+        for parameter in distiller.teacher_blocks.blocks.parameters():
+            parameter.zero_()
+    features, _ = distiller.student_features(x)
+    before = {i: distiller.classifiers[str(i)](f) for i, f in distiller._connected(features).items()}
+    torch.testing.assert_close(distiller._stone_logits(features, x), before)
+
+
+def test_merged_heads_say_the_mean_of_what_both_said(variants: ModuleType) -> None:
+    distiller, x, y = made(BlockKD)
+    for _ in range(3):
+        distiller(x, y)
+    said = distiller.eval().all_logits(x)
+    variants.merge_heads(distiller, x)
+    torch.testing.assert_close(distiller.student(x), (said["student"] + said["stone_3"]) / 2)
+
+
+def test_stones_of_the_first_half_are_gone_in_the_second(variants: ModuleType) -> None:
+    distiller, x, y = made(variants.FirstHalf)
+    distiller.epochs = 4
+    names = []
+    for epoch in range(4):
+        distiller.set_epoch(epoch)
+        names.append(any("stone" in name for name in distiller(x, y).terms))
+    assert names == [True, True, False, False]
