@@ -1,5 +1,6 @@
 """Forms of Block-KD in which one thing is changed: what lost, or is not settled, lives here and not in the package."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockkd import BlockKD, connector
+from blockkd import BlockKD, connector, partition
 from blockkd.baselines.fcfd import own_batch_statistics
 from blockkd.baselines.features import hint_loss
 from blockkd.connectors import MapConnector
@@ -204,6 +205,26 @@ class DeepSupervision(BlockKD):
 
     def _stone_logits(self, features: Sequence[Tensor], *_: Any, **__: Any) -> dict[int, Tensor]:
         return {i: self.classifiers[str(i)](feature) for i, feature in self._connected(features).items()}
+
+
+class TailsDrawnAnew(BlockKD):
+    """A control: the stones end in blocks of the teacher's make that know nothing at the start and are trained."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, example: Tensor, **named: Any) -> None:
+        super().__init__(teacher, student, example, **named)
+        anew = copy.deepcopy(teacher).requires_grad_(True).train()
+        for layer in anew.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                layer.reset_parameters()
+        self.tails = partition(anew, example)
+
+    def _stone_logits(self, features: Sequence[Tensor], *_: Any, **__: Any) -> dict[int, Tensor]:
+        said = {}
+        for i, feature in self._connected(features).items():
+            for block in list(self.tails.blocks)[i:]:
+                feature = block(feature)
+            said[i] = self.tails.classifier(feature)
+        return said
 
 
 class FirstHalf(BlockKD):

@@ -66,6 +66,17 @@ def test_deep_supervision_leaves_the_teachers_blocks_out(variants: ModuleType) -
     torch.testing.assert_close(distiller._stone_logits(features, x), before)
 
 
+def test_tails_drawn_anew_are_trained_and_the_teacher_is_not(variants: ModuleType) -> None:
+    distiller, x, y = made(variants.TailsDrawnAnew)
+    kept = [value.clone() for value in distiller.teacher.state_dict().values()]
+    found = gradients(distiller, x, y)
+    assert any(name.startswith("tails.") for name in found)
+    assert all(torch.equal(a, b) for a, b in zip(kept, distiller.teacher.state_dict().values(), strict=True))
+    assert not any(parameter.requires_grad for parameter in distiller.teacher.parameters())
+    theirs, ours = distiller.teacher_blocks.classifier.state_dict(), distiller.tails.classifier.state_dict()
+    assert not any(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
 def test_merged_heads_say_the_mean_of_what_both_said(variants: ModuleType) -> None:
     distiller, x, y = made(BlockKD)
     for _ in range(3):
