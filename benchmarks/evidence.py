@@ -152,7 +152,7 @@ def levers(rows: Sequence[Row]) -> str:
 
 
 def changes(rows: Sequence[Row]) -> str:
-    """What one change does, at equal epochs: two methods that differ in it alone, each at its own best setting."""
+    """What one change does, or one method instead of another, at equal epochs, each at its own best setting."""
     scores, lines = scores_of(rows, "epochs"), []
     for change, method, other in CHANGES:
         both = [seed for seed in scores.get(method, {}) if seed in scores.get(other, {})]

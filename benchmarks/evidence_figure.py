@@ -1,6 +1,8 @@
 """The figure of ``docs/evidence.md``: what each method reaches on 5,000 images of CIFAR-100, and what it costs.
 
-python benchmarks/evidence_figure.py                # → docs/images/fair_fight_cifar100_5000.png
+    python benchmarks/evidence_figure.py                # → docs/images/fair_fight_cifar100_5000.png
+
+From the same rows as the document's tables; a method without three seeds has no interval.
 """
 
 from collections.abc import Mapping, Sequence
