@@ -19,6 +19,7 @@ from blockkd.exporting.onnx_file import tensors_in_onnx
 Scheme = Literal["static", "dynamic"]
 LONGEST_SHAPE = 8
 ROUNDED, SCALES = "_quantized", ("_scale", "_zero_point")
+TURNED = "_Transposed"  # as onnxruntime 1.32 names what it has turned around, and older ones did not
 
 
 def scheme_for(network: nn.Module) -> Scheme:
@@ -71,7 +72,7 @@ def check_rounded(path: Path, source: Path) -> None:
     mine = dict(tensors_in_onnx(path))
     longest = max((max(tensor.shape, default=1) for tensor in theirs.values()), default=1)
     for name, tensor in mine.items():
-        original = theirs.get(name.removesuffix(ROUNDED))
+        original = theirs.get(name.removesuffix(ROUNDED).removesuffix(TURNED))
         if name.endswith(ROUNDED) and original is not None:
             fits = _within_half_a_step(tensor, original, mine, name)
         elif name.endswith(SCALES):
