@@ -30,15 +30,16 @@ Point = tuple[float, float, float | None]  # GFLOPs an image, mean accuracy, hal
 
 def points() -> dict[str, list[Point]]:
     """By method where it lies, the shortest training first."""
-    found: dict[str, set[Point]] = {}
+    found: dict[str, dict[float, Point]] = {}  # by cost: what costs the budget anyway is one run in both parts
     for rung in RUNGS:
         rows = rows_in(RESULTS / f"fair_fight_{rung}.csv")
         for part in ("epochs", "compute"):
             for method, by_seed in scores_of(rows, part).items():
                 scores = list(by_seed.values())
                 half = mean(scores) - interval(scores)[1] if len(scores) >= FEWEST else None
-                found.setdefault(method, set()).add((cost_of(row_of(rows, part, method)), mean(scores), half))
-    return {method: sorted(places) for method, places in found.items()}
+                cost = cost_of(row_of(rows, part, method))
+                found.setdefault(method, {}).setdefault(cost, (cost, mean(scores), half))
+    return {method: sorted(places.values()) for method, places in found.items()}
 
 
 def draw(found: Mapping[str, Sequence[Point]]) -> Picture:
