@@ -1,25 +1,18 @@
 """The document on evidence says what the raw rows say, and intervals are those of Student's t."""
 
-import importlib.util
 import random
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from scipy import integrate, special
 
-ROOT = Path(__file__).parents[1]
+from tests.benchmark_scripts import script
 
 
 @pytest.fixture(scope="module")
 def evidence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence", ROOT / "benchmarks" / "evidence.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("evidence")
 
 
 def test_every_table_of_the_document_is_made_from_the_raw_rows(evidence: ModuleType) -> None:

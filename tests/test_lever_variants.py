@@ -1,7 +1,5 @@
 """Forms of Block-KD that are measured and not shipped: they are what they say they are."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,18 +10,12 @@ from torch import Tensor
 from blockkd import BlockKD
 from blockkd.distances import KL
 from blockkd.models import ResNet
-
-ROOT = Path(__file__).parents[1]
+from tests.benchmark_scripts import script
 
 
 @pytest.fixture(scope="module")
 def variants() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lever_variants", ROOT / "benchmarks" / "lever_variants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("lever_variants")
 
 
 def made(kind: type[BlockKD]) -> tuple[Any, Tensor, Tensor]:
