@@ -8,7 +8,7 @@ import copy
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -136,6 +136,18 @@ def cifar100(
     return Task(teacher, lambda: create_model(student), batches, _whole(parts.val), _whole(parts.test))
 
 
+FEW_IMAGES = Rung(
+    lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04),
+    epochs=12,
+    batch=32,
+    rates=(0.02, 0.4),
+    trials=4,
+    selection=(100,),
+    finals=(0, 1, 2),
+    compute_finals=(0, 1, 2),
+    mixed=True,
+)
+
 RUNGS = {
     "digits": Rung(
         digits,
@@ -160,42 +172,19 @@ RUNGS = {
         mixed=True,
         starts_like="digits",
     ),
-    "cifar100_5000": Rung(
-        lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04),
-        epochs=12,
-        batch=32,
-        rates=(0.02, 0.4),
-        trials=4,
-        selection=(100,),
-        finals=(0, 1, 2),
-        compute_finals=(0, 1, 2),
-        mixed=True,
-    ),
+    "cifar100_5000": FEW_IMAGES,
     # Two on which nothing is searched: each method trains by what was best for it on cifar100_5000. Predicted, when
     # nothing but that rung was known: the same order, nearer together.
-    "cifar100_5000_resnet20": Rung(  # a larger student
-        lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04, student="resnet20"),
-        epochs=12,
-        batch=32,
-        rates=(0.02, 0.4),
+    "cifar100_5000_resnet20": replace(  # a larger student
+        FEW_IMAGES,
+        task=lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04, student="resnet20"),
         trials=0,
         selection=(),
-        finals=(0, 1, 2),
         compute_finals=(),
-        mixed=True,
         starts_like="cifar100_5000",
     ),
-    "cifar100_5000_long": Rung(  # four times as long
-        lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04),
-        epochs=48,
-        batch=32,
-        rates=(0.02, 0.4),
-        trials=0,
-        selection=(),
-        finals=(0, 1, 2),
-        compute_finals=(0, 1, 2),
-        mixed=True,
-        starts_like="cifar100_5000",
+    "cifar100_5000_long": replace(  # four times as long
+        FEW_IMAGES, epochs=48, trials=0, selection=(), starts_like="cifar100_5000"
     ),
     "cifar100_50000": Rung(  # for a GPU, or a night of a CPU
         lambda seed: cifar100(seed, images=None, batch=64, held_out=0.1),

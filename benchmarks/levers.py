@@ -211,10 +211,9 @@ class Study:
         for lever in ("light", LIGHT_STANDARDIZED):
             if (lever, str(seed)) in there:
                 continue
-            task = self.task(seed)
-            distiller = self.make(LEVERS[lever], task, seed)
             self.search(lever)
-            rate = self.best_rate(lever)
+            task, rate = self.task(seed), self.best_rate(lever)
+            distiller = self.make(LEVERS[lever], task, seed)
             fit(distiller, task.batches, self.rung.epochs, float(rate), self.rung.mixed)
             right = learners_right(distiller, *task.held_out)
             variants.merge_heads(distiller, task.held_out[0][:64])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blockkd import BlockKD
 from blockkd.distances import KL
@@ -44,6 +45,18 @@ def test_a_quarter_of_the_batch_is_block_kd_where_the_share_is_all_of_it(variant
     torch.testing.assert_close(terms["distill/student"], fewer["distill/student"])
     if share == 1:
         torch.testing.assert_close(gradients(thinned, x, y), gradients(plain, x, y))
+
+
+def test_stones_on_a_quarter_are_told_the_labels_and_logits_of_that_quarter(variants: ModuleType) -> None:
+    distiller, x, y = made(variants.Quarter)
+    terms = distiller(x, y).terms
+    features, _ = distiller.student_features(x)
+    said = distiller._stone_logits([feature[:4] for feature in features], x[:4])
+    target = distiller.teacher_logits(x)[:4]
+    for i, z in said.items():
+        weight = distiller.stone_weights[i]
+        torch.testing.assert_close(terms[f"task/stone_{i}"], 0.1 * weight * F.cross_entropy(z, y[:4]))
+        torch.testing.assert_close(terms[f"distill/stone_{i}"], 0.9 * weight * distiller.distance(z, target, y[:4]))
 
 
 def test_deep_supervision_leaves_the_teachers_blocks_out(variants: ModuleType) -> None:
