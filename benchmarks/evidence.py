@@ -217,7 +217,7 @@ def tables() -> dict[str, str]:
         rows, rung = rows_in(path), path.stem.removeprefix("fair_fight_")
         if any(row["part"] == "trial" for row in rows):
             found[f"trials {rung}"] = trials(rows)
-        for part in ("epochs", "compute"):
+        for part in ("epochs", "compute", "live"):
             if any(row["part"] == part for row in rows):
                 found[f"{part} {rung}"] = fight(rows, part)
         if any((row["method"], row["part"]) == ("block_kd_standardized", "epochs") for row in rows):

@@ -232,15 +232,21 @@ def accuracy(network: nn.Module, images: Images) -> float:
     return 100 * right / len(y)
 
 
-def image_flops(distiller: Distiller, task: Task) -> float:
-    """Floating-point operations of a training step for one image, with recorded logits where those are of use."""
+def image_flops(distiller: Distiller, task: Task, read_record: bool = True) -> float:
+    """Floating-point operations of a training step for one image.
+
+    Args:
+        distiller: the method.
+        task: what it is trained on.
+        read_record: the teacher's logits are read where the method can; else the teacher runs.
+    """
     x, y, logits = next(iter(task.batches(0)))
     draws = DRAWS if isinstance(distiller, FCFD) or hasattr(distiller, "draws") else 1
     total = 0
     with torch.random.fork_rng(devices=[]):
         for draw in range(draws):
             torch.manual_seed(draw)
-            total += step_flops(distiller, x, y, **recorded(distiller, logits))
+            total += step_flops(distiller, x, y, **(recorded(distiller, logits) if read_record else {}))
             if isinstance(distiller, FCFD):
                 distiller.draw_paths()
     return total / draws / len(x)
