@@ -174,8 +174,8 @@ RUNGS = {
     ),
     "cifar100_5000": FEW_IMAGES,
     # Two on which nothing is searched: each method trains by what was best for it on cifar100_5000. Predicted, when
-    # nothing but that rung was known: the same order, nearer together. At equal compute with ResNet-20, when one seed was
-    # known at equal epochs: KD on standardized logits above all stones on them, and live not told from them.
+    # nothing but that rung was known: the same order, nearer together. At equal compute with ResNet-20, when one seed
+    # was known at equal epochs: KD on standardized logits above all stones on them, and live not told from them.
     "cifar100_5000_resnet20": replace(  # a larger student
         FEW_IMAGES,
         task=lambda seed: cifar100(seed, images=5000, batch=32, held_out=0.04, student="resnet20"),
