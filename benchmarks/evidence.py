@@ -47,6 +47,13 @@ CHANGES = (  # what is changed, the method that has it, the one that has not
     ("Block-KD instead of FCFD", "block_kd_standardized", "fcfd"),
 )
 FEWEST = 3  # seeds, below which no interval is told
+OURS, THEIRS = "block_kd_standardized", "kd_standardized"  # what the document is about, in short
+STUDENTS = {"cifar100_5000": "ResNet-8", "cifar100_5000_long": "ResNet-8", "cifar100_5000_resnet20": "ResNet-20"}
+EQUAL = {
+    "epochs": "epochs",
+    "live": "operations, the teacher in every step",
+    "compute": "operations, the teacher recorded",
+}
 
 Row = dict[str, str]
 
@@ -216,9 +223,28 @@ def untuned(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
+def summary() -> str:
+    """Full Block-KD beside KD, both on standardized logits: what they reach, by what is equal."""
+    head = ["student", "equal", "epochs", "Block-KD", "epochs of KD", "KD", "n", "difference, paired"]
+    lines = []
+    for rung, student in STUDENTS.items():
+        rows = rows_in(RESULTS / f"fair_fight_{rung}.csv")
+        for part, equal in EQUAL.items():
+            scores = scores_of(rows, part)
+            ours, theirs = scores[OURS], scores[THEIRS]
+            both = [seed for seed in ours if seed in theirs]
+            cells = [
+                (row_of(rows, part, method)["epochs"], spread([own[seed] for seed in both]))
+                for method, own in ((OURS, ours), (THEIRS, theirs))
+            ]
+            apart = difference([ours[seed] - theirs[seed] for seed in both])
+            lines.append([student, equal, *cells[0], *cells[1], str(len(both)), apart])
+    return _table(head, lines)
+
+
 def tables() -> dict[str, str]:
     """Every table that there are rows for, by its name."""
-    found = {"untuned cifar100 small": untuned(rows_in(UNTUNED))}
+    found = {"untuned cifar100 small": untuned(rows_in(UNTUNED)), "summary": summary()}
     for path in sorted(RESULTS.glob("fair_fight_*.csv")):
         rows, rung = rows_in(path), path.stem.removeprefix("fair_fight_")
         if any(row["part"] == "trial" for row in rows):
