@@ -53,7 +53,7 @@ def draw(found: Mapping[str, Sequence[Point]]) -> Picture:
             axes.errorbar(cost, accuracy, half, capsize=2, marker="o", markersize=5, **style, **filled)
     cost_axis(axes, [cost for places in found.values() for cost, _, _ in places])
     axes.set(xlabel="GFLOPs spent on each training image, all epochs", ylabel="test accuracy (%)")
-    axes.set_title("filled: 12 epochs; hollow: longer", color=QUIET)
+    axes.set_title("filled: 12 epochs; hollow: longer; teacher recorded where a method can", color=QUIET)
     _name(axes, {method: places[-1] for method, places in found.items()})
     return Picture("fair_fight_cifar100_5000", "", figure)
 
