@@ -231,6 +231,8 @@ def summary() -> str:
         rows = rows_in(RESULTS / f"fair_fight_{rung}.csv")
         for part, equal in EQUAL.items():
             scores = scores_of(rows, part)
+            if OURS not in scores or THEIRS not in scores:
+                continue
             ours, theirs = scores[OURS], scores[THEIRS]
             both = [seed for seed in ours if seed in theirs]
             cells = [
@@ -272,7 +274,11 @@ def filled(text: str, found: dict[str, str]) -> str:
 def _scores(rows: Sequence[Row], part: str, method: str) -> dict[str, float]:
     """Test accuracy by seed, under the setting that the trials chose."""
     found = [row for row in rows if row["part"] == part and row["method"] == method]
-    return {row["seed"]: float(row["test"]) for row in found if _setting(row) == _best(rows, method)}
+    chosen = [row for row in found if _setting(row) == _best(rows, method)]
+    assert len({row["epochs"] for row in chosen}) <= 1, (
+        f"{method} was trained for other epochs by other seeds: {chosen}"
+    )
+    return {row["seed"]: float(row["test"]) for row in chosen}
 
 
 def _best(rows: Sequence[Row], method: str) -> tuple[str, str]:

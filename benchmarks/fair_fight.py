@@ -10,8 +10,8 @@ time and go on later, also with other methods (``--methods``), trials or seeds. 
 * ``trial`` rows: accuracy on held-out training images, on the selection seeds.
 * ``epochs`` rows: the best trial's setting on the final seeds, every method for the rung's number of epochs.
 * ``compute`` rows: the same, every method for as many epochs as cost what full Block-KD costs, counted in FLOPs
-  (``blockkd.costs.step_flops``), but no more than ``longest`` times the rung's. The budget is that of the dearest: it
-  asks what a cheap method makes of the same arithmetic, and leaves Block-KD the schedule that it was tuned for.
+  (``blockkd.costs.step_flops``), but no more than ``longest`` times the rung's. It asks what a cheap method makes
+  of the same arithmetic, and leaves Block-KD the schedule that it was tuned for.
 * ``live`` rows: the same again, counted as if nobody had recorded the teacher's logits, so that its forward is paid for
   in every step. What the student is told is the same.
 """
@@ -245,12 +245,13 @@ class Fight:
 
         As the first row says, since a method that draws what it does costs a little more or less by each count.
         """
-        known = [row["mflops_per_image"] for row in self.rows if row["method"] == method and row["part"] != "live"]
-        if known and not live:
-            return 1e6 * float(known[0])
         seed = self.rung.finals[0]
         task = self._task(seed)
-        return image_flops(self._distiller(method, task, seed, self.rung.epochs, 1.0), task, read_record=not live)
+        distiller = self._distiller(method, task, seed, self.rung.epochs, 1.0)
+        known = [row["mflops_per_image"] for row in self.rows if row["method"] == method and row["part"] != "live"]
+        if known and not (live and distiller.takes_recorded):
+            return 1e6 * float(known[0])
+        return image_flops(distiller, task, read_record=not live)
 
     def _distiller(self, method: str, task: Task, seed: int, epochs: int, weight: float) -> Distiller:
         teacher, student = student_of(task, seed, self.rung.mixed)
