@@ -31,7 +31,7 @@ from blockkd.recording import record_teacher
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("BLOCKKD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCRATCH = Path(os.environ.get("BLOCKKD_SCRATCH", "runs")) / "ladder"
-DRAWS = 12  # over which the cost of a method is averaged that draws what it does, as FCFD draws its paths
+DRAWS = 12  # of FCFD's paths, over which its cost is averaged
 
 Images = tuple[Tensor, Tensor]
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -241,14 +241,12 @@ def image_flops(distiller: Distiller, task: Task, read_record: bool = True) -> f
         read_record: the teacher's logits are read where the method can; else the teacher runs.
     """
     x, y, logits = next(iter(task.batches(0)))
-    draws = DRAWS if isinstance(distiller, FCFD) or hasattr(distiller, "draws") else 1
+    draws = DRAWS if isinstance(distiller, FCFD) else 1
     total = 0
-    with torch.random.fork_rng(devices=[]):
-        for draw in range(draws):
-            torch.manual_seed(draw)
-            total += step_flops(distiller, x, y, **(recorded(distiller, logits) if read_record else {}))
-            if isinstance(distiller, FCFD):
-                distiller.draw_paths()
+    for _ in range(draws):
+        total += step_flops(distiller, x, y, **(recorded(distiller, logits) if read_record else {}))
+        if isinstance(distiller, FCFD):
+            distiller.draw_paths()
     return total / draws / len(x)
 
 

@@ -81,8 +81,6 @@ class SettledConnectors(BlockKD):
 class OneByOne(BlockKD):
     """Each step takes one stone, drawn in proportion to its weight; it weighs as much as all together."""
 
-    draws = True
-
     def forward(self, *given: Any, **named: Any) -> Losses:
         every, weights = self.stones, dict(self.stone_weights)
         shares = torch.tensor([weights[i] for i in every])

@@ -180,7 +180,17 @@ class Study:
         self.rows.append(add_row(self.path, row))
 
     def cost(self, distiller: BlockKD, task: Task) -> float:
-        """Floating-point operations of a step for one image, the mean over all epochs where stones come and go."""
+        """Floating-point operations of a step for one image, the mean over all epochs where stones come and go.
+
+        Where a step draws one stone, the mean over the stones by how often each is drawn.
+        """
+        if isinstance(distiller, variants.OneByOne):
+            every, total = distiller.stones, 0.0
+            for stone in every:
+                distiller.stones = (stone,)
+                total += distiller.stone_weights[stone] * image_flops(distiller, task)
+            distiller.stones = every
+            return total / sum(distiller.stone_weights.values())
         if not isinstance(distiller, variants.LastToFirst | variants.FirstHalf):
             return image_flops(distiller, task)
         by_stones, found = {}, []
