@@ -116,3 +116,18 @@ def test_a_run_of_as_many_epochs_in_another_part_is_not_repeated(
     task: Any = fight._task(0)
     forward = flops(task.teacher, torch.zeros(1, 1, 8, 8)) / 1e6
     assert float(live["mflops_per_image"]) - float(epochs["mflops_per_image"]) == pytest.approx(forward, rel=1e-2)
+
+
+def test_a_step_that_draws_one_stone_costs_the_mean_over_stones_by_their_weights(fair_fight: ModuleType) -> None:
+    levers = script("levers")
+    study = levers.Study.__new__(levers.Study)  # without the rows of a real rung
+    task: Any = fair_fight.Fight(RUNG, {})._task(0)
+    example = task.test[0][:2]
+    alone = [
+        levers.image_flops(fair_fight.BlockKD(task.teacher, task.student(), example, stones=(i,)), task)
+        for i in (1, 2, 3)
+    ]
+    assert alone[0] > alone[1] > alone[2]
+    drawn = levers.variants.OneByOne(task.teacher, task.student(), example)
+    assert study.cost(drawn, task) == pytest.approx((alone[0] / 4 + alone[1] / 2 + alone[2]) / (1 / 4 + 1 / 2 + 1))
+    assert drawn.stones == (1, 2, 3)
